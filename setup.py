@@ -1,0 +1,46 @@
+"""Build the kernels: each cython/STEM.pyx becomes rota.kernels.STEM."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+# ROTA_DEBUG=1 turns on bounds and initialisation checks and line tracing (CONTRIBUTING.md).
+DEBUG = os.environ.get("ROTA_DEBUG") == "1"
+
+DIRECTIVES = {
+    "language_level": "3",
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "linetrace": DEBUG,
+    "binding": False,  # with always_allow_keywords: real METH_NOARGS methods, as in C
+    "always_allow_keywords": False,
+    "embedsignature": True,
+}
+
+
+def kernel(path: Path) -> Extension:
+    """Describe the extension built from one .pyx file."""
+    source = path.relative_to(ROOT).as_posix()
+    return Extension(
+        f"rota.kernels.{path.stem}",
+        [source],
+        depends=[source],  # also puts the .pyx into the sdist
+        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
+        extra_compile_args=["-O1", "-g"] if DEBUG else ["-O3", "-g0", "-Wall", "-Wextra"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [kernel(path) for path in sorted((ROOT / "cython").glob("*.pyx"))],
+        include_path=["src"],  # where `cimport rota.kernels.STEM` is found
+        build_dir=None if DEBUG else "build/cythonized",
+        compiler_directives=DIRECTIVES,
+        annotate=DEBUG,
+    )
+)

@@ -1,0 +1,53 @@
+"""rota: whose turn is it? Client-side load balancing at C speed.
+
+Pickers say which of several copies of a service gets the next request; balancers make
+pickers of what discovery found, and keep them in step with its changes.
+"""
+
+from rota.discovery import Change, Instance, MemoryRegistry, Result, diff
+from rota.events import Event, EventBus, EventQueue
+from rota.kernels import IMPLEMENTATION
+from rota.loadbalance import (
+    InterleavedWeightedRoundRobinBalancer,
+    LoadBalancer,
+    Picker,
+    Rebalancer,
+    WeightedRandomBalancer,
+    WeightedRoundRobinBalancer,
+    attempts,
+    connect,
+)
+from rota.pickers import (
+    Attempts,
+    InterleavedWeightedRoundRobin,
+    RoundRobin,
+    WeightedRandom,
+    WeightedRoundRobin,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMPLEMENTATION",
+    "Attempts",
+    "Change",
+    "Event",
+    "EventBus",
+    "EventQueue",
+    "Instance",
+    "InterleavedWeightedRoundRobin",
+    "InterleavedWeightedRoundRobinBalancer",
+    "LoadBalancer",
+    "MemoryRegistry",
+    "Picker",
+    "Rebalancer",
+    "Result",
+    "RoundRobin",
+    "WeightedRandom",
+    "WeightedRandomBalancer",
+    "WeightedRoundRobin",
+    "WeightedRoundRobinBalancer",
+    "attempts",
+    "connect",
+    "diff",
+]

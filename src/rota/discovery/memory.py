@@ -1,0 +1,66 @@
+"""Discovery inside one process: no server, no file, changes pushed on the event bus."""
+
+import threading
+
+from rota.discovery.instance import Instance
+from rota.discovery.result import Change, Result, diff
+from rota.events import DISCOVERY_CHANGE, DISCOVERY_DELETE, Event, EventBus
+
+
+class MemoryRegistry:
+    """Services and their copies in a dictionary; every change goes out on `bus`.
+
+    Parameters
+    ----------
+    bus : EventBus
+
+    Notes
+    -----
+    Any number of threads may publish and resolve. Changes of one service go out in the
+    order in which they were made.
+    """
+
+    name = "memory"
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self._lock = threading.Lock()
+        self._services: dict[str, dict[str, Instance]] = {}
+
+    def publish(self, service: str, *instances: Instance) -> Change:
+        """Add copies of a service, or replace those of the same address; O(copies)."""
+        for instance in instances:
+            if not isinstance(instance, Instance):
+                raise TypeError(f"instances must be Instance objects, got {instance!r}")
+        with self._lock:
+            known = self._services.get(service, {})
+            return self._replace(service, known | {i.address: i for i in instances})
+
+    def withdraw(self, service: str, *addresses: str) -> Change:
+        """Take copies of a service away; unknown addresses are ignored. O(copies)."""
+        with self._lock:
+            known = self._services.get(service, {})
+            return self._replace(service, {a: i for a, i in known.items() if a not in addresses})
+
+    def resolve(self, service: str) -> Result:
+        """Return the copies of a service; no instances for one that is not known."""
+        with self._lock:
+            known = self._services.get(service, {})
+        return Result(True, service, tuple(known.values()))
+
+    def delete(self, service: str) -> None:
+        """Forget a service, and tell balancers to do so."""
+        with self._lock:
+            known = self._services.pop(service, None)
+            if known is not None:
+                change = Change(Result(True, service), removed=tuple(known.values()))
+                self._bus.dispatch(Event(DISCOVERY_DELETE, detail=service, extra=change))
+
+    def _replace(self, service: str, copies: dict[str, Instance]) -> Change:
+        # Under the lock, so that changes are dispatched in the order they were made.
+        before = Result(True, service, tuple(self._services.get(service, {}).values()))
+        change = diff(service, before, Result(True, service, tuple(copies.values())))
+        if change:
+            self._services[service] = copies
+            self._bus.dispatch(Event(DISCOVERY_CHANGE, detail=service, extra=change))
+        return change

@@ -1,0 +1,79 @@
+"""What every picker is to C: a run of indices, and a way to begin the next one.
+
+Consumers call `picker_index`; the fields are for the kernels of this package and may
+move between minor versions.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from cpython.object cimport PyObject
+
+# Cython's own critical_section counts a reference to self, twice the cost of a pick.
+# These are nothing under the GIL and the object's lock without it.
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    typedef PyCriticalSection rota_lock_t;
+    #define rota_lock(lock, self) PyCriticalSection_Begin(lock, self)
+    #define rota_unlock(lock) PyCriticalSection_End(lock)
+    #else
+    typedef char rota_lock_t;
+    #define rota_lock(lock, self) ((void)(lock), (void)(self))
+    #define rota_unlock(lock) ((void)(lock))
+    #endif
+    """
+    ctypedef struct lock_t "rota_lock_t":
+        pass
+    void lock "rota_lock"(lock_t* section, PyObject* self) noexcept nogil
+    void unlock "rota_unlock"(lock_t* section) noexcept nogil
+
+
+cdef class Picker:
+    cdef const int32_t* cursor   # the next index of the current run
+    cdef const int32_t* end      # one past its last
+    cdef int32_t* cycle          # a schedule that repeats for ever, or NULL
+    cdef Py_ssize_t period       # its length
+    cdef PyObject** items        # the instances: the tuple's own array
+    cdef tuple held              # the tuple
+    cdef object weight_array     # numpy int64, shape (n,)
+    cdef const int64_t* weight   # its data
+    cdef Py_ssize_t n            # instances
+    cdef Py_ssize_t n_live       # instances with weight > 0
+    cdef Py_ssize_t start        # rotation of the list, in [0, n)
+    cdef uint64_t random         # SplitMix64 state for what is not the schedule itself
+    cdef object __weakref__
+
+    cdef int hold(self, instances, weights, seed) except -1
+    cdef int rotate(self, start) except -1
+    cdef int32_t* live_from_start(self) except? NULL
+    cdef int32_t* live_by_weight(self) except? NULL
+    cdef int64_t weight_gcd(self) noexcept nogil
+    cdef int cycle_through(self, int32_t* schedule, Py_ssize_t period) except -1
+    cdef void refill(self) noexcept nogil
+    cdef int write(self, int32_t* out, Py_ssize_t count) except -1
+    cdef dict options(self)
+    cdef object state(self)
+    cdef int restore(self, state) except -1
+
+
+# The index of the next instance, -1 when nothing has weight. O(1), no Python, no GIL
+# needed; one thread at a time on one picker.
+cdef int32_t picker_index(Picker picker) noexcept nogil
+
+
+# The body of every `pick`. CPython's interpreter takes its short way into a compiled method
+# only where the method belongs to the very class of the object, so each picker has a `pick`
+# of its own around this.
+cdef inline object take(Picker picker):
+    cdef lock_t section
+    cdef PyObject* instance
+    lock(&section, <PyObject*>picker)
+    if picker.cursor == picker.end:
+        picker.refill()
+        if picker.cursor == picker.end:
+            unlock(&section)
+            return None
+    instance = picker.items[picker.cursor[0]]
+    picker.cursor += 1
+    unlock(&section)
+    return <object>instance

@@ -1,0 +1,23 @@
+"""Kitex's layer: balancers that keep pickers and follow discovery."""
+
+from rota.loadbalance.attempts import attempts
+from rota.loadbalance.interface import LoadBalancer, Picker, Rebalancer
+from rota.loadbalance.weighted import (
+    InterleavedWeightedRoundRobinBalancer,
+    WeightedBalancer,
+    WeightedRandomBalancer,
+    WeightedRoundRobinBalancer,
+)
+from rota.loadbalance.wiring import connect
+
+__all__ = [
+    "InterleavedWeightedRoundRobinBalancer",
+    "LoadBalancer",
+    "Picker",
+    "Rebalancer",
+    "WeightedBalancer",
+    "WeightedRandomBalancer",
+    "WeightedRoundRobinBalancer",
+    "attempts",
+    "connect",
+]

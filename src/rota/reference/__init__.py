@@ -1,0 +1,18 @@
+"""The pickers in plain Python: oracle of the tests, fallback, baseline of the benchmarks.
+
+Same names, arguments, errors and sequences as `rota.kernels`, by the shortest obvious
+code and, where there is one, another method. Each module is the twin of the kernel of the
+same name.
+"""
+
+from rota.reference.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
+from rota.reference.round_robin import RoundRobin
+from rota.reference.weighted_random import WeightedRandom
+from rota.reference.weighted_round_robin import WeightedRoundRobin
+
+__all__ = [
+    "InterleavedWeightedRoundRobin",
+    "RoundRobin",
+    "WeightedRandom",
+    "WeightedRoundRobin",
+]
