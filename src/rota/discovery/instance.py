@@ -47,7 +47,7 @@ class Instance:
     scheme: str = field(default="", kw_only=True)
     service: str = field(default="", kw_only=True)
     version: str = field(default="", kw_only=True)
-    tags: Mapping[str, str] = field(default=_NO_TAGS, kw_only=True, hash=False)
+    tags: Mapping[str, str] = field(default_factory=lambda: _NO_TAGS, kw_only=True, hash=False)
     hash_key: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
