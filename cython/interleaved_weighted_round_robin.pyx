@@ -64,7 +64,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
     Notes
     -----
     Each instance comes exactly w / gcd times in each cycle of W / gcd picks. pick O(1);
-    build O(n log n); 36 bytes an instance. Any number of threads may share it.
+    build O(n log n); 28 bytes an instance. Any number of threads may share it.
     The order is Kitex's.
     """
 

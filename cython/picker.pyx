@@ -37,7 +37,9 @@ from types import GenericAlias
 
 import numpy as np
 
-from rota.arguments import as_count, as_instances, as_int32_out, as_seed, as_start, as_weights
+from rota.arguments import (
+    as_count, as_instances, as_int32_out, as_seed, as_start, as_uint64, as_weights,
+)
 
 cimport cython
 
@@ -379,9 +381,9 @@ cdef class Picker:
     def _restore(self, state):
         """Go on from the state of another picker with the same arguments (unpickling)."""
         cdef uint64_t random
-        if not isinstance(state, tuple) or len(state) != 2 or not isinstance(state[0], int):
+        if not isinstance(state, tuple) or len(state) != 2:
             raise ValueError(f"state must be a pair, got {state!r}")
-        random = as_seed(state[0])
+        random = as_uint64("state", state[0])
         with cython.critical_section(self):
             self.restore(state[1])
             self.random = random

@@ -18,7 +18,7 @@ Python door.
 
 from libc.stdint cimport uint64_t
 
-from rota.arguments import as_count, as_seed
+from rota.arguments import as_count, as_seed, as_uint64
 
 cimport cython
 
@@ -48,10 +48,7 @@ cdef class SplitMix64:
 
     def below(self, bound):
         """Return an unbiased number in [0, bound), 1 <= bound < 2**64. O(1) expected."""
-        cdef uint64_t limit
-        if not 1 <= bound < 2**64:
-            raise ValueError(f"bound must be in [1, 2**64), got {bound}")
-        limit = bound
+        cdef uint64_t limit = as_uint64("bound", bound, 1)
         return splitmix64_below(&self.state, limit)
 
     def skip(self, n):

@@ -31,7 +31,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
 import numpy as np
 
-from rota.arguments import as_weights
+from rota.arguments import as_uint64, as_weights
 
 cimport cython
 
@@ -309,12 +309,18 @@ cdef class WeightedRandom(Picker):
             self.draw(out + k, count - k, stream)
         return 0
 
-    def index_of(self, uint64_t bits):
+    def index_of(self, bits):
         """Return the index that the 64-bit draw `bits` selects; None when nothing has weight.
 
         A picker's draws are the numbers of SplitMix64(seed). O(1).
+
+        Raises
+        ------
+        TypeError, ValueError
+            `bits` is no integer, or outside [0, 2**64).
         """
-        return None if self.n_live == 0 else self.locate(bits)
+        cdef uint64_t drawn = as_uint64("bits", bits)
+        return None if self.n_live == 0 else self.locate(drawn)
 
     def alias_table(self):
         """Return (share, alias), the integers that picks are made of; see `alias_table`.
@@ -342,9 +348,7 @@ cdef class WeightedRandom(Picker):
         return int(self.stream - <uint64_t>(self.end - self.cursor) * <uint64_t>SPLITMIX_GAMMA)
 
     cdef int restore(self, state) except -1:
-        if not isinstance(state, int) or not 0 <= state < 2**64:
-            raise ValueError(f"state must be a state of SplitMix64, got {state!r}")
-        self.stream = state
+        self.stream = as_uint64("state", state)
         self.cursor = self.end = self.ahead
         return 0
 

@@ -130,11 +130,22 @@ def as_seed(seed: int | None) -> int:
     ValueError
         Outside [0, 2**64).
     """
-    if seed is None:
-        return int.from_bytes(os.urandom(8), "little")
-    number = _as_integer("seed", seed)
-    if not 0 <= number < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {number}")
+    return int.from_bytes(os.urandom(8), "little") if seed is None else as_uint64("seed", seed)
+
+
+def as_uint64(name: str, value: int, least: int = 0) -> int:
+    """Return the argument `name`, an integer in [least, 2**64).
+
+    Raises
+    ------
+    TypeError
+        Not an integer.
+    ValueError
+        Out of range.
+    """
+    number = _as_integer(name, value)
+    if not least <= number < 2**64:
+        raise ValueError(f"{name} must be in [{least}, 2**64), got {number}")
     return number
 
 

@@ -7,16 +7,16 @@ from typing_extensions import Self
 
 from rota.kernels.picker import Picker
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 @final
-class RoundRobin(Picker[T]):
+class RoundRobin(Picker[_T]):
     def __new__(
         cls,
-        instances: Iterable[T],
+        instances: Iterable[_T],
         weights: Sequence[float] | NDArray[np.generic] | None = None,
         *,
         seed: int | None = None,
         start: int | None = None,
     ) -> Self: ...
-    def pick(self) -> T | None: ...
+    def pick(self) -> _T | None: ...

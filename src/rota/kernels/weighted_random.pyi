@@ -7,21 +7,21 @@ from typing_extensions import Self
 
 from rota.kernels.picker import Picker
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 def alias_table(
     weights: Sequence[float] | NDArray[np.generic], n_columns: int | None = None
 ) -> tuple[NDArray[np.uint64], NDArray[np.int32]]: ...
 
 @final
-class WeightedRandom(Picker[T]):
+class WeightedRandom(Picker[_T]):
     def __new__(
         cls,
-        instances: Iterable[T],
+        instances: Iterable[_T],
         weights: Sequence[float] | NDArray[np.generic] | None = None,
         *,
         seed: int | None = None,
     ) -> Self: ...
-    def pick(self) -> T | None: ...
+    def pick(self) -> _T | None: ...
     def index_of(self, bits: int) -> int | None: ...
     def alias_table(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]: ...

@@ -1,5 +1,6 @@
 """Reference of kernels.picker: all that a picker does but the order itself."""
 
+import copy
 from collections.abc import Iterable, Iterator, MutableSequence
 from typing import Any, Generic, TypeVar
 
@@ -100,6 +101,10 @@ class Picker(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._instances)
+
+    def __copy__(self) -> Self:
+        # All but the instances: the copy goes its own way from here.
+        return copy.deepcopy(self, {id(self._instances): self._instances})
 
     def __repr__(self) -> str:
         n, total = len(self._instances), sum(self._weight)

@@ -1,6 +1,6 @@
 """Reference of kernels.splitmix64."""
 
-from rota.arguments import as_count, as_seed
+from rota.arguments import as_count, as_seed, as_uint64
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -26,8 +26,7 @@ class SplitMix64:
 
     def below(self, bound: int) -> int:
         """Return an unbiased number in [0, bound), 1 <= bound < 2**64. O(1) expected."""
-        if not 1 <= bound < 2**64:
-            raise ValueError(f"bound must be in [1, 2**64), got {bound}")
+        bound = as_uint64("bound", bound, least=1)
         while True:
             product = self.next() * bound
             if product & MASK >= 2**64 % bound:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rota.arguments import as_seed, as_weights
+from rota.arguments import as_seed, as_uint64, as_weights
 from rota.reference.picker import Picker
 from rota.reference.splitmix64 import MASK, SplitMix64
 
@@ -81,11 +81,8 @@ class WeightedRandom(Picker[T]):
 
     def index_of(self, bits: int) -> int | None:
         """Return the index that the 64-bit draw `bits` selects; None when nothing has weight."""
-        if not isinstance(bits, int):
-            raise TypeError(f"bits must be an integer, got {bits!r}")
-        if not 0 <= bits < 2**64:
-            raise OverflowError(f"bits must be in [0, 2**64), got {bits}")
-        return self._locate(bits) if self._n_live else None
+        drawn = as_uint64("bits", bits)
+        return self._locate(drawn) if self._n_live else None
 
     def alias_table(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
         """Return (share, alias), the integers that picks are made of; see `alias_table`."""

@@ -1,0 +1,362 @@
+"""Ratios to the floor and to what people use today, against the bars. Run by ci/bench.
+
+All that is compared is timed side by side in one process. In each round each case is
+timed once, in random order, each in a loop of its own (timeit's: `for _ in repeat(None, k)`,
+GC off); the time of an empty loop in the same round is taken off; a ratio is formed in every
+round, and its median over the rounds is judged. k is such that one timing takes 0.2 ms, so
+slow cases are called fewer times.
+
+Against the floor a ratio is a cost, rota / floor; against anything else it is how many
+times as fast rota is, other / rota.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from timeit import Timer
+
+import numpy as np
+from cases import (
+    CLASSES,
+    NUMBERS,
+    SIZES,
+    Case,
+    balanced,
+    bytes_per_instance,
+    case,
+    floor,
+    grid,
+    servers,
+    table_bytes,
+    weights,
+)
+from rich.console import Console
+from rich.table import Table
+
+import rota
+
+STEMS = (*CLASSES, "picker", "splitmix64")
+SECONDS = 0.0002  # one timing
+LONGEST_GROUP = 6.0  # seconds, after which there are no more rounds
+FEWEST_ROUNDS = 9
+SMALL = (10, 100, 1_000)
+OUT = (10_000, 1_000_000)  # elements of the arrays to fill
+
+# At most: rota / floor.
+PICK_BAR = {
+    "round_robin": 1.5,
+    "weighted_round_robin": 1.5,
+    "interleaved_weighted_round_robin": 1.8,
+    "weighted_random": 1.5,
+}
+LARGE_PICK_BAR = 2.5  # n = 10,000
+BALANCER_BAR = 8.0
+# At least: other / rota.
+TWIN_BAR = {
+    "round_robin": (5.0, SMALL),
+    "interleaved_weighted_round_robin": (8.0, SMALL),
+    "weighted_round_robin": (40.0, (100,)),
+    "weighted_random": (15.0, SMALL),
+}
+CHOICES_BAR = 60.0  # n = 100
+NUMPY_CHOICE_BAR = 20.0
+COPY_BAR = 0.25
+# At most.
+MEMORY_BAR = 64.0  # bytes an instance
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; times in ns, for one pick, element or instance."""
+
+    stem: str
+    what: str
+    n: int | None
+    ns: float | None
+    against: str
+    against_ns: float | None
+    value: float
+    quartiles: tuple[float, float] | None
+    bar: float | None
+    at_most: bool
+    rounds: int | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the bar holds; None where there is none."""
+        if self.bar is None:
+            return None
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that are timed in the same rounds, and which of them are compared.
+
+    Parameters
+    ----------
+    cases : dict of Case
+    pairs : list of (what, rota's case, against, bar or None)
+    """
+
+    stem: str
+    n: int | None
+    cases: dict[str, Case]
+    pairs: list[tuple[str, str, str, float | None]]
+
+
+def calibrated(timer: Timer) -> int:
+    """Return how many statements take one timing's time."""
+    k = 1
+    while (seconds := min(timer.repeat(3, k))) < SECONDS / 4:
+        k *= 2
+    return max(1, round(k * SECONDS / seconds))
+
+
+def timed(group: Group, most_rounds: int) -> list[Row]:
+    """Time a group and return its rows."""
+    units = {name: timed_case.units for name, timed_case in group.cases.items()}
+    timers = {name: timed_case.timer() for name, timed_case in group.cases.items()}
+    timers["empty"] = Timer("pass")
+    repeats = {name: calibrated(timer) for name, timer in timers.items()}
+    names = list(timers)
+    order = random.Random(42)
+    rounds: list[dict[str, float]] = []
+    end = time.perf_counter() + LONGEST_GROUP
+    while len(rounds) < most_rounds:
+        if len(rounds) >= FEWEST_ROUNDS and time.perf_counter() > end:
+            break
+        order.shuffle(names)
+        spent = {name: timers[name].timeit(repeats[name]) / repeats[name] for name in names}
+        rounds.append(
+            {name: (spent[name] - spent["empty"]) / units[name] * 1e9 for name in group.cases}
+        )
+    return [row(group, pair, rounds) for pair in group.pairs]
+
+
+def row(
+    group: Group, pair: tuple[str, str, str, float | None], rounds: list[dict[str, float]]
+) -> Row:
+    """Compare two cases of a group round by round."""
+    what, name, against, bar = pair
+    is_cost = against == "floor"
+    upper, lower = (name, against) if is_cost else (against, name)
+    ratios = [net[upper] / net[lower] for net in rounds]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return Row(
+        stem=group.stem,
+        what=what,
+        n=group.n,
+        ns=statistics.median(net[name] for net in rounds),
+        against=against,
+        against_ns=statistics.median(net[against] for net in rounds),
+        value=median,
+        quartiles=(low, high),
+        bar=bar,
+        at_most=is_cost,
+        rounds=len(rounds),
+    )
+
+
+def pick_group(stem: str, n: int) -> Group:
+    """One pick beside the floor, its twin and what people use today."""
+    whom = [who for size, who in grid(stem, "pick") if size == n]
+    cases = {who: case(stem, "pick", n, who) for who in whom}
+    bars = {"floor": PICK_BAR[stem] if n <= 1_000 else LARGE_PICK_BAR if n <= 10_000 else None}
+    least, judged_sizes = TWIN_BAR[stem]
+    if n in judged_sizes:
+        bars["twin"] = least
+    if n == 100:
+        bars["random.choices"] = CHOICES_BAR
+    pairs = [("pick()", "kernel", who, bars.get(who)) for who in ("floor", *whom[1:])]
+    return Group(stem, n, cases | {"floor": floor()}, pairs)
+
+
+def ways_group(stem: str, n: int) -> Group:
+    """Return the other ways to pick, beside the floor."""
+    ways = {
+        "next": "next(ctx, request)",
+        "iter": "next(picker)",
+        "attempts": "attempts().next()",
+        "pick_many": "pick_many, a pick",
+    }
+    cases = {measure: case(stem, measure, n) for measure in ways}
+    pairs = [(what, measure, "floor", None) for measure, what in ways.items()]
+    return Group(stem, n, cases | {"floor": floor()}, pairs)
+
+
+def worst_group(stem: str, n: int) -> Group:
+    """One pick with the weights that cost most, beside the floor and its twin."""
+    whom = [who for size, who in grid(stem, "pick_worst") if size == n]
+    cases = {who: case(stem, "pick_worst", n, who) for who in whom}
+    pairs = [("pick(), worst weights", "kernel", who, None) for who in ("floor", *whom[1:])]
+    return Group(stem, n, cases | {"floor": floor()}, pairs)
+
+
+def fill_group(stem: str, n: int, elements: int) -> Group:
+    """One fill beside numpy's."""
+    against = "numpy.choice" if stem == "weighted_random" else "numpy.copyto"
+    bar = NUMPY_CHOICE_BAR if stem == "weighted_random" else COPY_BAR
+    if stem == "interleaved_weighted_round_robin":
+        bar = None
+    cases = {who: case(stem, "fill", n, who, elements=elements) for who in ("kernel", against)}
+    return Group(stem, n, cases, [(f"fill of {elements:,}", "kernel", against, bar)])
+
+
+def build_group(stem: str, n: int) -> Group:
+    """The build, an instance, beside the twin's; beside the sums of random.choices without one."""
+    against = "random.choices" if stem == "weighted_random" and n > 10_000 else "twin"
+    cases = {who: case(stem, "build", n, who) for who in ("kernel", against)}
+    return Group(stem, n, cases, [("build, an instance", "kernel", against, None)])
+
+
+def memory_row(stem: str, n: int) -> Row:
+    """Bytes an instance, without the period table."""
+    table = table_bytes(stem, weights(n))
+    what = "B an instance" + (f", less {table:,}" if table else "")
+    value = bytes_per_instance(stem, n) - table / n
+    return Row(stem, what, n, None, "", None, value, None, MEMORY_BAR, True, None)
+
+
+def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
+    """Yield what is timed of one stem."""
+    if stem == "picker":
+        cases = {"balanced": balanced(100), "floor": floor()}
+        pair = ("get_picker + pick()", "balanced", "floor", BALANCER_BAR)
+        yield Group(stem, 100, cases, [pair])
+        return
+    if stem == "splitmix64":
+        pairs = [("next()", "kernel", who, None) for who in NUMBERS if who != "kernel"]
+        yield Group(stem, None, NUMBERS, pairs)
+        return
+    for n in sizes:
+        yield pick_group(stem, n)
+    yield ways_group(stem, 100)
+    if stem in ("weighted_round_robin", "interleaved_weighted_round_robin"):
+        for n in (100, 1_000, 10_000):
+            yield worst_group(stem, n)
+    for n in (100, 10_000) if stem == "weighted_random" else SMALL:
+        for elements in OUT:
+            yield fill_group(stem, n, elements)
+    for n in (100, 10_000, 1_000_000):
+        if n in sizes:
+            yield build_group(stem, n)
+
+
+def measured(stems: Sequence[str], sizes: Sequence[int], most_rounds: int) -> Iterator[Row]:
+    """Yield every row of the table."""
+    for stem in stems:
+        for group in groups(stem, sizes):
+            yield from timed(group, most_rounds)
+        if stem in CLASSES:
+            for n in sizes:
+                if n >= 1_000:
+                    yield memory_row(stem, n)
+
+
+def machine() -> dict[str, str]:
+    """Return what the numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = models[0].partition(":")[2].strip() if models else cpu
+    return {
+        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "compiler": platform.python_compiler(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "numpy": np.__version__,
+        "rota": f"{rota.__version__}, {rota.IMPLEMENTATION}",
+    }
+
+
+def digits(number: float | None) -> str:
+    """Return three digits of a number, or all before the point."""
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:#.3g}"
+
+
+def table(rows: Sequence[Row], caption: str) -> Table:
+    """Lay the rows out."""
+    made = Table(title="rota: ratios and bars", caption=caption, caption_justify="left")
+    made.add_column("", no_wrap=True)
+    for header in ("n", "ns", "against", "its ns", "ratio", "quartiles", "bar", "holds", "rounds"):
+        made.add_column(header, justify="right", no_wrap=True)
+    for before, line in zip([None, *rows], rows, strict=False):
+        if before is None or before.stem != line.stem:
+            made.add_section()
+            made.add_row(f"[bold]{line.stem.replace('_', ' ')}[/]")
+        sign = "<=" if line.at_most else ">="
+        made.add_row(
+            f"  {line.what}",
+            "" if line.n is None else f"{line.n:,}",
+            digits(line.ns),
+            line.against,
+            digits(line.against_ns),
+            digits(line.value),
+            " - ".join(map(digits, line.quartiles)) if line.quartiles else "",
+            "" if line.bar is None else f"{sign} {line.bar:g}",
+            {None: "", True: "yes", False: "[bold red]no[/]"}[line.holds],
+            "" if line.rounds is None else str(line.rounds),
+        )
+    return made
+
+
+def main() -> None:
+    """Measure, print the table, and write it as JSON where that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stems", nargs="+", choices=STEMS, default=STEMS, metavar="STEM")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, n up to 10,000")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    arguments = parser.parse_args()
+    if rota.IMPLEMENTATION != "compiled":
+        sys.exit(f"rota must be compiled to be measured, got {rota.IMPLEMENTATION}")
+
+    began = time.perf_counter()
+    most_rounds = 101 if arguments.quick else 501
+    sizes = SIZES[:-1] if arguments.quick else SIZES
+    floor()
+    servers(sizes[-1])
+    gc.disable()
+    rows = []
+    with Console(stderr=True).status("") as status:
+        for measured_row in measured(arguments.stems, sizes, most_rounds):
+            rows.append(measured_row)
+            status.update(f"{measured_row.stem}: {measured_row.what}")
+
+    judged = [line for line in rows if line.bar is not None]
+    n_hold = sum(line.holds is True for line in judged)
+    method = (
+        "Medians over the rounds; ns net of the empty loop, for one pick, element or instance. "
+        "Against the floor: rota / floor. Against others: other / rota. "
+        f"All side by side in one process, GC off, up to {most_rounds} rounds and "
+        f"{LONGEST_GROUP:g} s a group, {SECONDS * 1e3:g} ms a timing. Warmed up: whole periods "
+        "walked, tables filled. Memory by tracemalloc, from a list, after a period; less the "
+        "period table (at most 256 KiB) of weighted round robin, where it has one."
+    )
+    console = Console()
+    console.width = max(console.width, 140)
+    console.print(table(rows, method))
+    console.print(", ".join(f"{key}: {value}" for key, value in machine().items()), highlight=False)
+    console.print(f"{time.perf_counter() - began:.0f} s", highlight=False)
+    console.print(f"{n_hold} of {len(judged)} bars hold", highlight=False)
+    if arguments.json:
+        listed = [asdict(line) | {"holds": line.holds} for line in rows]
+        report = {"machine": machine(), "method": method, "rows": listed}
+        report |= {"n_bars": len(judged), "n_hold": n_hold}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

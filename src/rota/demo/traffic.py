@@ -1,0 +1,171 @@
+"""The clients of the demo: threads that send real requests, and count what became of them."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import urllib3
+
+from rota.discovery import Instance
+from rota.loadbalance import Picker, attempts
+
+PHASES = BEFORE, DURING, AFTER = "before", "during", "after"
+
+CLIENTS = 8
+MOST_ATTEMPTS = 6  # for one request, in all its rounds
+MOST_ROUNDS = 6
+PAUSE = 0.02  # seconds between two rounds
+TIMEOUT = urllib3.Timeout(connect=5, read=10)
+
+
+class Tickets:
+    """Numbers the requests, and says to which phase each belongs.
+
+    The first 40 % are `before`, the next 20 % `during`, the rest `after`. Nobody gets a
+    ticket of `after` until `open_after` is called. Any number of threads may take.
+
+    Parameters
+    ----------
+    n_requests : int
+    begin_during : callable
+        Called once, by the thread that takes the first ticket of `during`, before that
+        request is sent.
+
+    Attributes
+    ----------
+    n_taken : int
+    during : threading.Event
+        Set once `during` has begun, or the tickets were stopped.
+    """
+
+    def __init__(self, n_requests: int, begin_during: Callable[[], object]) -> None:
+        self.n_requests = n_requests
+        self.n_taken = 0
+        self.during = threading.Event()
+        self._first_during = n_requests * 4 // 10
+        self._first_after = n_requests * 6 // 10
+        self._begin_during = begin_during
+        self._lock = threading.Lock()
+        self._after = threading.Event()
+        self._stopped = False
+
+    def take(self) -> str | None:
+        """Return the phase of the next request, None when there are no more."""
+        with self._lock:
+            if self._stopped or self.n_taken == self.n_requests:
+                return None
+            number = self.n_taken
+            self.n_taken += 1
+        if number < self._first_during:
+            return BEFORE
+        if number == self._first_during:
+            self._begin_during()
+            self.during.set()
+        if number < self._first_after:
+            return DURING
+        self._after.wait()
+        return None if self._stopped else AFTER
+
+    def open_after(self) -> None:
+        """Let the last phase begin."""
+        self._after.set()
+
+    def stop(self) -> None:
+        """Hand out no more tickets; those who wait for one get None."""
+        self._stopped = True
+        self.during.set()
+        self._after.set()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of requests.
+
+    Parameters
+    ----------
+    first_picks : dict of str to Counter
+        For each phase, how often each address was the first to be tried.
+    lost : int
+        Requests that no attempt answered.
+    retried : int
+        Requests that took more than one attempt.
+    """
+
+    first_picks: dict[str, Counter[str]] = field(
+        default_factory=lambda: {phase: Counter() for phase in PHASES}
+    )
+    lost: int = 0
+    retried: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            {phase: self.first_picks[phase] + other.first_picks[phase] for phase in PHASES},
+            self.lost + other.lost,
+            self.retried + other.retried,
+        )
+
+
+class Client:
+    """One thread's connections, kept open from request to request.
+
+    Parameters
+    ----------
+    get_picker : callable
+        Gives the picker to use now.
+    on_failure : callable
+        Called after each attempt that got no answer.
+    """
+
+    def __init__(
+        self, get_picker: Callable[[], Picker[Instance]], on_failure: Callable[[], object]
+    ) -> None:
+        self._get_picker = get_picker
+        self._on_failure = on_failure
+        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+        self._tally = Tally()
+
+    def run(self, tickets: Tickets) -> Tally:
+        """Send a request for each ticket, until there are no more."""
+        try:
+            while (phase := tickets.take()) is not None:
+                self._send(self._tally.first_picks[phase])
+        except BaseException:
+            tickets.stop()
+            raise
+        finally:
+            for pool in self._pools.values():
+                pool.close()
+        return self._tally
+
+    def _send(self, first_picks: Counter[str]) -> None:
+        for n_failed, instance in enumerate(islice(self._candidates(), MOST_ATTEMPTS)):
+            if n_failed == 0:
+                first_picks[instance.address] += 1
+            elif n_failed == 1:
+                self._tally.retried += 1
+            if self._answers(instance.address):
+                return
+            self._on_failure()
+        self._tally.lost += 1
+
+    def _candidates(self) -> Iterator[Instance]:
+        """Yield the instances to try for one request, in rounds of distinct ones."""
+        for _ in range(MOST_ROUNDS):
+            yield from attempts(self._get_picker())
+            # Nobody answered. Discovery may know better soon: then ask for the picker again.
+            time.sleep(PAUSE)
+
+    def _answers(self, address: str) -> bool:
+        """Return whether the server at `address` answered 200."""
+        pool = self._pools.get(address)
+        if pool is None:
+            host, _, port = address.rpartition(":")
+            pool = urllib3.HTTPConnectionPool(host, int(port), timeout=TIMEOUT, retries=False)
+            self._pools[address] = pool
+        try:
+            return pool.urlopen("GET", "/").status == 200
+        except urllib3.exceptions.HTTPError:
+            return False

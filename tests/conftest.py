@@ -1,0 +1,64 @@
+"""Run each test that asks for `impl` on the kernels and on the reference."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+VECTORS = Path(__file__).parent / "vectors"
+
+PICKERS = {
+    "round_robin": "RoundRobin",
+    "weighted_round_robin": "WeightedRoundRobin",
+    "interleaved_weighted_round_robin": "InterleavedWeightedRoundRobin",
+    "weighted_random": "WeightedRandom",
+}
+
+
+def load_implementation(name: str) -> SimpleNamespace:
+    """Return the pickers, and the modules by stem, of "kernels" or "reference"."""
+    modules: dict[str, ModuleType] = {
+        stem: import_module(f"rota.{name}.{stem}") for stem in (*PICKERS, "picker", "splitmix64")
+    }
+    pickers = {
+        class_name: getattr(modules[stem], class_name) for stem, class_name in PICKERS.items()
+    }
+    return SimpleNamespace(name=name, **modules, **pickers)
+
+
+@pytest.fixture(params=["kernels", "reference"], scope="session")
+def impl(request):
+    """One implementation: its pickers by class name, its modules by stem."""
+    return load_implementation(request.param)
+
+
+@pytest.fixture(scope="session")
+def kernels():
+    """The compiled implementation."""
+    return load_implementation("kernels")
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The reference implementation."""
+    return load_implementation("reference")
+
+
+@pytest.fixture(params=PICKERS.values())
+def picker_name(request):
+    """The class name of each picker."""
+    return request.param
+
+
+@pytest.fixture
+def make(impl, picker_name):
+    """Each picker class of each implementation."""
+    return getattr(impl, picker_name)
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """Return a function that reads a file of recorded sequences."""
+    return lambda name: json.loads((VECTORS / f"{name}.json").read_text())

@@ -1,0 +1,42 @@
+"""Every Python example of README.md and docs/ runs, and prints what it says."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def examples_of(page):
+    """Return the text between ```python fences, by the line it begins at."""
+    blocks, start = {}, None
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if start is None and line.strip() == "```python":
+            start, block = number, []
+        elif start is not None and line.strip() == "```":
+            blocks[start], start = "\n".join(block) + "\n", None
+        elif start is not None:
+            block.append(line)
+    return blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page(page):
+    """The examples of a page run one after another, in one namespace."""
+    names = {"__name__": "example"}
+    n_examples = 0
+    for line, text in examples_of(page).items():
+        n_examples += 1
+        if ">>>" not in text:
+            exec(compile(text, f"{page.name}:{line}", "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), line)
+        test.globs = names
+        report = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        results = runner.run(test, out=report.append, clear_globs=False)
+        assert results.failed == 0, "".join(report)
+        assert results.attempted > 0
+    assert n_examples > 0
