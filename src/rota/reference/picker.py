@@ -1,6 +1,7 @@
 """Reference of kernels.picker: all that a picker does but the order itself."""
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator, MutableSequence
 from typing import Any, Generic, TypeVar
 
@@ -24,11 +25,15 @@ MOST_REPEATS = 16
 
 
 class Picker(Generic[T]):
-    """The base of every reference picker. A subclass gives `_draw`."""
+    """The base of every reference picker. A subclass gives `_draw`.
+
+    Any number of threads may share it; a lock keeps the draws apart.
+    """
 
     def __init__(self, instances: Iterable[T], weights: Any, seed: int | None) -> None:
         held = as_instances(instances)
         checked = as_weights(weights, len(held))
+        self._lock = threading.Lock()
         self._random = SplitMix64(as_seed(seed))
         self._instances: tuple[T, ...] = held
         self._weights = checked
@@ -54,7 +59,8 @@ class Picker(Generic[T]):
 
     def pick(self) -> T | None:
         """Return the next instance, or None when nothing has weight."""
-        i = self._draw()
+        with self._lock:
+            i = self._draw()
         return None if i < 0 else self._instances[i]
 
     def next(self, ctx: object = None, request: object = None) -> T | None:
@@ -65,14 +71,16 @@ class Picker(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        i = self._draw()
+        with self._lock:
+            i = self._draw()
         if i < 0:
             raise StopIteration
         return self._instances[i]
 
     def pick_index(self) -> int | None:
         """Return the index of the next instance, or None when nothing has weight."""
-        i = self._draw()
+        with self._lock:
+            i = self._draw()
         return None if i < 0 else i
 
     def pick_many(self, n: int) -> list[T | None]:
@@ -82,8 +90,9 @@ class Picker(Generic[T]):
     def fill(self, out: "MutableSequence[int] | NDArray[np.int32] | memoryview[int]") -> None:
         """Write the indices of the next len(out) picks to `out`; -1 where there is none."""
         view = as_int32_out(out)
-        for k in range(len(view)):
-            view[k] = self._draw()
+        with self._lock:
+            for k in range(len(view)):
+                view[k] = self._draw()
 
     def attempts(self, ctx: object = None, request: object = None) -> "Attempts[T]":
         """Return an iterator over distinct instances in the order to try them."""
@@ -102,9 +111,15 @@ class Picker(Generic[T]):
     def __len__(self) -> int:
         return len(self._instances)
 
-    def __copy__(self) -> Self:
-        # All but the instances: the copy goes its own way from here.
-        return copy.deepcopy(self, {id(self._instances): self._instances})
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {
+                **copy.deepcopy({**self.__dict__, "_lock": None, "_instances": ()}),
+                "_instances": self._instances,
+            }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __repr__(self) -> str:
         n, total = len(self._instances), sum(self._weight)
@@ -138,16 +153,17 @@ class Attempts(Generic[T]):
         picker, tried = self._picker, self._tried
         if len(tried) >= picker._n_live:
             return -1
-        for _ in range(MOST_REPEATS):
-            i = picker._draw()
-            if i not in tried:
-                break
-        else:
-            left = [i for i, weight in enumerate(picker._weight) if weight and i not in tried]
-            drawn = picker._random.below(sum(picker._weight[i] for i in left))
-            for i in left:
-                drawn -= picker._weight[i]
-                if drawn < 0:
+        with picker._lock:
+            for _ in range(MOST_REPEATS):
+                i = picker._draw()
+                if i not in tried:
                     break
+            else:
+                left = [i for i, weight in enumerate(picker._weight) if weight and i not in tried]
+                drawn = picker._random.below(sum(picker._weight[i] for i in left))
+                for i in left:
+                    drawn -= picker._weight[i]
+                    if drawn < 0:
+                        break
         tried.add(i)
         return i
