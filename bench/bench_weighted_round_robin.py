@@ -49,6 +49,6 @@ def test_build(benchmark, n, who):
 
 @pytest.mark.parametrize(("n", "who"), grid(STEM, "build"), ids=title)
 def test_memory(benchmark, n, who):
-    """Bytes an instance, in extra_info; the time says nothing."""
+    """Bytes an instance with its part of the period table, in extra_info; the time says nothing."""
     held = benchmark.pedantic(bytes_per_instance, (STEM, n, who), rounds=1)
     benchmark.extra_info["bytes_per_instance"] = held

@@ -12,7 +12,7 @@ A case is a statement as its users would write it, with the objects it names. Wh
 
 All run on the same instances and weights. Compiled pickers have walked whole periods
 before a case begins, so that tables are filled and first cycles are over; a cycle has
-gone round once. Twins keep no tables and start as they are.
+gone round once. Twins, and a weighted round robin too long for a table, start as they are.
 """
 
 import gc

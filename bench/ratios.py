@@ -277,6 +277,7 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "numpy": np.__version__,
         "rota": f"{rota.__version__}, {rota.IMPLEMENTATION}",
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 
@@ -324,6 +325,7 @@ def main() -> None:
         sys.exit(f"rota must be compiled to be measured, got {rota.IMPLEMENTATION}")
 
     began = time.perf_counter()
+    on = machine()  # with the load before we add to it
     most_rounds = 101 if arguments.quick else 501
     sizes = SIZES[:-1] if arguments.quick else SIZES
     floor()
@@ -348,12 +350,12 @@ def main() -> None:
     console = Console()
     console.width = max(console.width, 140)
     console.print(table(rows, method))
-    console.print(", ".join(f"{key}: {value}" for key, value in machine().items()), highlight=False)
+    console.print(", ".join(f"{key}: {value}" for key, value in on.items()), highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s", highlight=False)
     console.print(f"{n_hold} of {len(judged)} bars hold", highlight=False)
     if arguments.json:
         listed = [asdict(line) | {"holds": line.holds} for line in rows]
-        report = {"machine": machine(), "method": method, "rows": listed}
+        report = {"machine": on, "method": method, "rows": listed}
         report |= {"n_bars": len(judged), "n_hold": n_hold}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -34,6 +34,7 @@ class Mine:
     name = "mine"
 
     def get_picker(self, result):
+        print("not JSON")
         return Picker(result.instances)
 
 

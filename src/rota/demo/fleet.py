@@ -25,7 +25,6 @@ class Fleet:
         RuntimeError
             A server ended before it listened; its own message is on standard error.
         """
-        # A session of its own: the terminal's Ctrl-C is for the parent, which ends them.
         processes = []
         for _, delay in plans:
             process = subprocess.Popen(
@@ -33,7 +32,7 @@ class Fleet:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                start_new_session=True,
+                start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
             )
             self._processes.append(process)
             processes.append(process)

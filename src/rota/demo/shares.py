@@ -50,10 +50,16 @@ def judge(
     picks : Counter
         How often each address was picked first.
     in_turn : bool
-        Whether the balancer takes turns, so that every cycle is exact: then the bound is
-        one cycle of sum / gcd picks (what the parts of cycles at both ends of the phase may
-        amount to) and one pick for each client (each may hold a ticket of the phase while
-        others begin the next). Otherwise 5 standard deviations of the binomial distribution.
+        Whether the balancer takes turns. Otherwise it draws, and the bound is 5 standard
+        deviations of the binomial distribution.
+
+    Notes
+    -----
+    The bound of turns is one cycle of sum / gcd picks, and one pick for each client. Every
+    cycle is exact, so what is off comes from the parts of cycles at both ends of a phase:
+    half a cycle at most, in any order of turns. The other half is for retries, which take
+    picks of their own. Each client may hold a ticket of one phase while others are in the
+    next. Who has no weight may not be picked at all.
     """
     n = max(1, picks.total())
     total = sum(weights.values())

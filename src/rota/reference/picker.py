@@ -3,12 +3,10 @@
 import copy
 import threading
 from collections.abc import Iterable, Iterator, MutableSequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
-
 from rota.arguments import (
     as_count,
     as_instances,
@@ -18,6 +16,9 @@ from rota.arguments import (
     as_weights,
 )
 from rota.reference.splitmix64 import SplitMix64
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class Picker(Generic[T]):
         """Return the next instance, or None: Kitex's Picker. Both arguments are ignored."""
         return self.pick()
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Self":
         return self
 
     def __next__(self) -> T:
