@@ -43,7 +43,7 @@ from rota.arguments import (
 
 cimport cython
 
-from rota.kernels.picker cimport lock, lock_t, take, unlock
+from rota.kernels.picker cimport AHEAD, lock, lock_t, take, unlock
 from rota.kernels.splitmix64 cimport splitmix64_below
 
 cdef extern from *:
@@ -61,6 +61,8 @@ cdef enum:
     MOST_REPEATS = 16
 # Copies of fewer indices keep the GIL: letting it go costs more.
     COPY_WITH_GIL = 4096
+# Instances from which on their reference counts are fetched ahead.
+    LARGE = 4096
 
 
 cdef struct entry_t:
@@ -135,6 +137,7 @@ cdef class Picker:
             self.weight = &view[0]
         for i in range(self.n):
             self.n_live += self.weight[i] > 0
+        self.is_large = self.n >= LARGE
         return 0
 
     cdef int rotate(self, start) except -1:
@@ -146,14 +149,14 @@ cdef class Picker:
         return 0
 
     cdef int32_t* live_from_start(self) except? NULL:
-        """Return a new array of the n_live indices with weight, in rotated order.
+        """Return a new array of the n_live indices with weight, in rotated order, and AHEAD more.
 
         NULL when there are none. The caller frees it.
         """
         cdef Py_ssize_t i, k = 0
         if self.n_live == 0:
             return NULL
-        cdef int32_t* order = <int32_t*>PyMem_Malloc(self.n_live * sizeof(int32_t))
+        cdef int32_t* order = <int32_t*>PyMem_Calloc(self.n_live + AHEAD, sizeof(int32_t))
         if order == NULL:
             raise MemoryError
         for i in range(self.start, self.n):
@@ -206,7 +209,7 @@ cdef class Picker:
     cdef int cycle_through(self, int32_t* schedule, Py_ssize_t period) except -1:
         """Repeat `schedule` (period >= 1) from now on; self owns a copy of it."""
         cdef Py_ssize_t laps = (SHORTEST_RUN + period - 1) // period, lap
-        cdef int32_t* cycle = <int32_t*>PyMem_Malloc(laps * period * sizeof(int32_t))
+        cdef int32_t* cycle = <int32_t*>PyMem_Calloc(laps * period + AHEAD, sizeof(int32_t))
         if cycle == NULL:
             raise MemoryError
         for lap in range(laps):

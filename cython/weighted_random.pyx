@@ -35,7 +35,7 @@ from rota.arguments import as_uint64, as_weights
 
 cimport cython
 
-from rota.kernels.picker cimport Picker, take
+from rota.kernels.picker cimport Picker, prefetch, take
 from rota.kernels.splitmix64 cimport SPLITMIX_GAMMA, splitmix64_mix, splitmix64_next, uint128
 
 cdef extern from *:
@@ -73,8 +73,6 @@ cdef extern from *:
     """
     uint32_t rota_draw(const uint64_t* columns, int log2_columns, uint64_t stream,
                        int32_t* out, Py_ssize_t count) noexcept nogil
-    # 1: about to be written to.
-    void prefetch "__builtin_prefetch"(const void* address, int rw) noexcept nogil
 
 cdef enum:
     # Below this the objects stay in the cache anyway.
@@ -205,6 +203,7 @@ cdef class WeightedRandom(Picker):
 
     def __cinit__(self, instances, weights=None, *, seed=None):
         self.hold(instances, weights, seed)
+        self.is_large = False  # `refill` fetches for the whole run
         self.stream = self.random
         self.random = ~self.random
         self.cursor = self.end = self.ahead
@@ -288,12 +287,12 @@ cdef class WeightedRandom(Picker):
         cdef Py_ssize_t k
         if self.n_live == 0:
             return
-        self.draw(self.ahead, N_AHEAD, self.stream)
-        self.stream += <uint64_t>N_AHEAD * <uint64_t>SPLITMIX_GAMMA
+        self.draw(self.ahead, N_DRAWN, self.stream)
+        self.stream += <uint64_t>N_DRAWN * <uint64_t>SPLITMIX_GAMMA
         self.cursor = self.ahead
-        self.end = self.ahead + N_AHEAD
+        self.end = self.ahead + N_DRAWN
         if self.n >= PREFETCH_FROM:
-            for k in range(N_AHEAD):
+            for k in range(N_DRAWN):
                 prefetch(self.items[self.ahead[k]], 1)  # its reference count
 
     cdef int write(self, int32_t* out, Py_ssize_t count) except -1:

@@ -41,11 +41,11 @@ doi:10.1145/1978782.1978792.
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 
 cimport cython
 
-from rota.kernels.picker cimport Picker, take
+from rota.kernels.picker cimport AHEAD, Picker, take
 from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
@@ -194,7 +194,7 @@ cdef class WeightedRoundRobin(Picker):
             self.groups[g].length += 1
         if self.turns <= LONGEST_TABLE:
             slots = (SHORTEST_RUN + self.turns - 1) / self.turns * self.turns
-            self.table = <int32_t*>PyMem_Malloc(slots * sizeof(int32_t))
+            self.table = <int32_t*>PyMem_Calloc(slots + AHEAD, sizeof(int32_t))
             if self.table == NULL:
                 raise MemoryError
 

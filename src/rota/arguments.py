@@ -5,6 +5,7 @@ are equal by construction: a `TypeError` for what can never be right, a `ValueEr
 a value out of range, each naming the argument and the value.
 """
 
+import math
 import operator
 import os
 from collections.abc import Iterable
@@ -215,3 +216,73 @@ def as_int32_out(out: Any) -> "memoryview[int]":
     if not view.c_contiguous:
         raise ValueError(f"out must be contiguous, got strides {view.strides}")
     return view
+
+
+def as_weight(weight: int) -> int:
+    """Return one weight.
+
+    Raises
+    ------
+    TypeError
+        Not an integer.
+    ValueError
+        Negative, or 2**63 or more.
+    """
+    number = _as_integer("weight", weight)
+    if not 0 <= number <= MAX_WEIGHT_SUM:
+        raise ValueError(f"weight must be in [0, 2**63), got {number}")
+    return number
+
+
+def as_index(index: int, n: int) -> int:
+    """Return an index of one of n instances.
+
+    Raises
+    ------
+    TypeError
+        Not an integer.
+    ValueError
+        Not in [0, n).
+    """
+    number = _as_integer("index", index)
+    if not 0 <= number < n:
+        raise ValueError(f"index must be in [0, {n}), got {number}")
+    return number
+
+
+def as_load_factor(load_factor: float | None) -> int:
+    """Return the load factor in 65,536ths, rounded up; 0 for None.
+
+    Raises
+    ------
+    TypeError
+        Not a number.
+    ValueError
+        Below 1 (somebody would always be full), or above 65,536.
+    """
+    if load_factor is None:
+        return 0
+    if isinstance(load_factor, (str, bytes)) or not hasattr(load_factor, "__float__"):
+        raise TypeError(f"load_factor must be a number or None, got {_short(load_factor)}")
+    number = float(load_factor)
+    if not 1 <= number <= 65536:
+        raise ValueError(f"load_factor must be in [1, 65536], got {number}")
+    return math.ceil(number * 65536)
+
+
+def as_places(hashes: Any) -> NDArray[np.uint64]:
+    """Return `hashes` as a contiguous array of uint64, shape (k,), without copying one that is.
+
+    Raises
+    ------
+    TypeError
+        Not an array of unsigned 64-bit integers.
+    ValueError
+        Not one-dimensional.
+    """
+    places = np.asarray(hashes)
+    if places.dtype != np.uint64 and places.size:
+        raise TypeError(f"hashes must be an array of uint64, got {places.dtype}")
+    if places.ndim != 1:
+        raise ValueError(f"hashes must have one dimension, got shape {places.shape}")
+    return np.ascontiguousarray(places, np.uint64)

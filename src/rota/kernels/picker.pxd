@@ -26,6 +26,13 @@ cdef extern from *:
         pass
     void lock "rota_lock"(lock_t* section, PyObject* self) noexcept nogil
     void unlock "rota_unlock"(lock_t* section) noexcept nogil
+    # 1: about to be written to.
+    void prefetch "__builtin_prefetch"(const void* address, int rw) noexcept nogil
+
+cdef enum:
+    # A pick of a large picker fetches the reference count of the one that comes so many
+    # picks later. Arrays of indices have as many valid ones beyond their end.
+    AHEAD = 8
 
 
 cdef class Picker:
@@ -39,6 +46,7 @@ cdef class Picker:
     cdef const int64_t* weight   # its data
     cdef Py_ssize_t n            # instances
     cdef Py_ssize_t n_live       # instances with weight > 0
+    cdef bint is_large           # too many for the cache: fetch reference counts ahead
     cdef Py_ssize_t start        # rotation of the list, in [0, n)
     cdef uint64_t random         # SplitMix64 state for what is not the schedule itself
     cdef object __weakref__
@@ -74,6 +82,8 @@ cdef inline object take(Picker picker):
             unlock(&section)
             return None
     instance = picker.items[picker.cursor[0]]
+    if picker.is_large:
+        prefetch(picker.items[picker.cursor[AHEAD]], 1)
     picker.cursor += 1
     unlock(&section)
     return <object>instance

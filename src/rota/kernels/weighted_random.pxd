@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from rota.kernels.picker cimport Picker
 
 cdef enum:
-    N_AHEAD = 64
+    N_DRAWN = 64
 
 cdef class WeightedRandom(Picker):
     cdef uint64_t* columns       # alias << 32 | threshold, of 2**32
@@ -13,7 +13,7 @@ cdef class WeightedRandom(Picker):
     cdef uint64_t total
     cdef int log2_columns
     cdef uint64_t stream         # SplitMix64 state of the draws
-    cdef int32_t ahead[N_AHEAD]  # the draws of the current run
+    cdef int32_t ahead[N_DRAWN]  # the draws of the current run
 
     cdef int32_t locate(self, uint64_t bits) noexcept nogil
     cdef int32_t alias(self, uint32_t column) noexcept nogil
