@@ -151,6 +151,8 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         if not isinstance(state, tuple) or len(state) != 3:
             raise ValueError(f"state must be a triple, got {state!r}")
         is_first_cycle, level, n_done = state
+        if type(is_first_cycle) is not bool:
+            raise ValueError(f"state must begin with a bool, got {is_first_cycle!r}")
         if not 0 < level <= self.heaviest or level % self.divisor:
             raise ValueError(f"state must have a level of this cycle, got {level}")
         for k in range(self.n_live):
@@ -161,7 +163,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         PyMem_Free(self.queue)
         self.queue = queue
         self.level = level
-        self.is_first_cycle = bool(is_first_cycle)
+        self.is_first_cycle = is_first_cycle
         if not self.is_first_cycle:
             self.first = self.n_live - n_in_pass
             self.cursor = self.order + self.first + n_done

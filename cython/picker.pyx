@@ -104,6 +104,7 @@ cdef inline int32_t locked_index(Picker picker) noexcept:
     return i
 
 
+@cython.no_gc_clear  # it holds raw addresses; cycles are broken at what the tuple holds
 cdef class Picker:
     """The base of every compiled picker: all it does but the order itself.
 
@@ -133,6 +134,7 @@ cdef class Picker:
         self.weight_array = array
         self.n = len(held)
         self.random = random
+        array.setflags(write=False)  # to all but the kernel, which has its address
         if self.n:
             self.weight = &view[0]
         for i in range(self.n):
@@ -228,8 +230,9 @@ cdef class Picker:
 
     cdef int write(self, int32_t* out, Py_ssize_t count) except -1:
         """Write the next `count` indices to `out`, -1 where nothing has weight."""
-        cdef Py_ssize_t k, i
+        cdef Py_ssize_t k, i, period
         cdef const int32_t* source
+        cdef const int32_t* cycle
         while count > 0:
             if self.cursor == self.end:
                 self.refill()
@@ -240,12 +243,13 @@ cdef class Picker:
             source = self.cursor
             if self.end == self.cycle + self.period and self.cycle != NULL:
                 # The whole range is known: reserve it, then copy without the GIL.
-                self.cursor = self.cycle + (source - self.cycle + count) % self.period
+                cycle, period = self.cycle, self.period
+                self.cursor = cycle + (source - cycle + count) % period
                 if count < COPY_WITH_GIL:
-                    copy_cycle(out, count, self.cycle, self.period, source - self.cycle)
+                    copy_cycle(out, count, cycle, period, source - cycle)
                 else:
                     with nogil:
-                        copy_cycle(out, count, self.cycle, self.period, source - self.cycle)
+                        copy_cycle(out, count, cycle, period, source - cycle)
                 return 0
             k = min(count, self.end - source)
             self.cursor = source + k
@@ -264,10 +268,9 @@ cdef class Picker:
 
     cdef int restore(self, state) except -1:
         """Go on from a state of a picker with the same instances, weights and start."""
-        cdef Py_ssize_t position
-        if not isinstance(state, int) or not 0 <= state < max(self.period, 1):
+        cdef Py_ssize_t position = state
+        if not 0 <= position < max(self.period, 1):
             raise ValueError(f"state must be a position in the cycle, got {state!r}")
-        position = state
         self.refill()
         self.cursor += position
         return 0
@@ -375,7 +378,7 @@ cdef class Picker:
     def __reduce__(self):
         with cython.critical_section(self):
             state = (self.random, self.state())
-        return _rebuild, (type(self), self.held, self.weight_array, self.options(), state)
+        return _rebuild, (type(self), self.held, self.weight_array.copy(), self.options(), state)
 
     def __copy__(self):
         rebuild, arguments = self.__reduce__()
@@ -431,6 +434,7 @@ cdef bint int32_view(object out, Py_buffer* view) except -1:
 
 
 @cython.final
+@cython.no_gc_clear
 @cython.freelist(8)
 cdef class Attempts:
     """The instances to try for one request, each at most once. For one thread."""

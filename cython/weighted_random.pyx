@@ -6,7 +6,8 @@ shares are integers (in units of 1 / (K * W)), so that
 
     sum over c of share[c] [c == i] + (W - share[c]) [alias[c] == i]  =  K * w[i]
 
-holds exactly, not within a rounding. One 64-bit draw makes one pick:
+holds exactly, not within a rounding. One 64-bit draw makes one pick, and given random
+draws (the generator has 2**64 of them) index i comes with the probability w[i] / W:
 
     | k bits: column | 32 bits: coin | the rest: ties |
 
@@ -166,9 +167,10 @@ def alias_table(weights, n_columns=None):
     cdef uint64_t total = sum(array.tolist())
     if total == 0:
         raise ValueError("weights must have a sum >= 1, got 0")
-    columns = n if n_columns is None else n_columns
-    if not n <= columns < 2**31:
-        raise ValueError(f"n_columns must be in [{n}, 2**31), got {columns}")
+    wanted = n if n_columns is None else as_uint64("n_columns", n_columns)
+    if not n <= wanted < 2**31:
+        raise ValueError(f"n_columns must be in [{n}, 2**31), got {wanted}")
+    columns = wanted
     share = np.empty(columns, np.uint64)
     alias = np.empty(columns, np.uint32)
     cdef uint64_t[::1] share_view = share

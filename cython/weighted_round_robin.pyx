@@ -29,8 +29,9 @@ Invariants (`current` counts in units of the gcd)
   exact share: Coppersmith et al. 2011), so int64 holds them while W / gcd < 2**56; beyond
   that the same code runs on 128 bits.
 
-Cost: O(1) a pick from the table. Without one (a longer period) O(distinct weights) for a
-stretch. No pick costs more than that; building is O(n log n).
+Cost: O(1) a pick from the table. Without one, and while it is walked for the first time,
+O(distinct weights) for a stretch, and in the table its copy, 4 bytes a pick of it. Building
+is O(n log n).
 
 Sources: nginx, ngx_http_upstream_get_peer (I. Sysoev, 2012), the order of Kitex and Kratos;
 D. Coppersmith, T. Nowicki, G. Paleologo, C. Tresser, C. W. Wu, "The optimality of the
@@ -293,6 +294,8 @@ cdef class WeightedRoundRobin(Picker):
         cdef list values, positions
         if not isinstance(state, list) or len(state) != self.n:
             raise ValueError(f"state must be a list of {self.n} current weights, got {state!r}")
+        if any(state[k] != 0 for k in range(self.n) if self.weight[k] == 0):
+            raise ValueError(f"state must be 0 where the weight is, got {state!r}")
         total = int(self.turns) * self.divisor
         values, positions = [], []
         for g in range(self.n_groups):

@@ -1,6 +1,7 @@
 """Run each test that asks for `impl` on the kernels and on the reference."""
 
 import json
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,14 +17,18 @@ PICKERS = {
     "weighted_random": "WeightedRandom",
 }
 
+HASH_PICKERS = {"ketama": "ConsistentHash", "maglev": "Maglev"}
+
 
 def load_implementation(name: str) -> SimpleNamespace:
     """Return the pickers, and the modules by stem, of "kernels" or "reference"."""
     modules: dict[str, ModuleType] = {
-        stem: import_module(f"rota.{name}.{stem}") for stem in (*PICKERS, "picker", "splitmix64")
+        stem: import_module(f"rota.{name}.{stem}")
+        for stem in (*PICKERS, *HASH_PICKERS, "picker", "hash_picker", "murmur3", "splitmix64")
     }
     pickers = {
-        class_name: getattr(modules[stem], class_name) for stem, class_name in PICKERS.items()
+        class_name: getattr(modules[stem], class_name)
+        for stem, class_name in (PICKERS | HASH_PICKERS).items()
     }
     return SimpleNamespace(name=name, **modules, **pickers)
 
@@ -50,6 +55,20 @@ def reference():
 def picker_name(request):
     """The class name of each picker."""
     return request.param
+
+
+@pytest.fixture(params=HASH_PICKERS.values())
+def hash_picker_name(request):
+    """The class name of each hash picker."""
+    return request.param
+
+
+@pytest.fixture
+def make_hash(impl, hash_picker_name):
+    """Each hash picker class of each implementation, Maglev with a small table."""
+    if hash_picker_name == "Maglev":
+        return partial(impl.Maglev, table_size=1009)
+    return partial(impl.ConsistentHash, virtual_factor=20)
 
 
 @pytest.fixture

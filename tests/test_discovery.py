@@ -164,6 +164,16 @@ def test_the_registry_publishes_changes():
     assert events[3].extra.result == Result(True, "s")
 
 
+def test_the_registry_keeps_what_was_published_last():
+    followed = Followed()
+    followed.registry.publish("s", Instance("/run/a"))
+    assert not followed.registry.publish("s", Instance("/run/a", network="unix"))
+    assert followed.registry.resolve("s").instances == (Instance("/run/a", network="unix"),)
+    assert not followed.registry.withdraw("unknown", "a")
+    followed.registry.delete("unknown")
+    assert len(followed.events()) == 1
+
+
 def test_a_bad_instance_publishes_nothing():
     followed = Followed()
     with pytest.raises(TypeError, match="instances"):

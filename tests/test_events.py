@@ -70,6 +70,22 @@ def test_a_failing_callback_hinders_nobody(caplog):
     assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError] * 2
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_callback_cannot_end_the_bus(error, caplog):
+    bus, got = EventBus(), []
+
+    def fail(event):
+        raise error
+
+    bus.watch("a", fail)
+    bus.watch("a", got.append)
+    for _ in range(20):
+        bus.dispatch(Event("a"))
+    bus.dispatch_and_wait(Event("a"))
+    assert len(got) == 21
+    assert len(caplog.records) == 21
+
+
 def test_events_from_within_a_callback():
     bus, got = EventBus(), []
 
@@ -145,3 +161,13 @@ def test_bad_events_and_callbacks_are_refused():
         bus.dispatch("a")
     with pytest.raises(TypeError, match="event"):
         bus.dispatch_and_wait(None)
+    caught = []
+
+    def inner(event):
+        with pytest.raises(TypeError, match="event"):
+            bus.dispatch_and_wait("a")
+        caught.append(event)
+
+    bus.watch("b", inner)
+    bus.dispatch_and_wait(Event("b"))
+    assert len(caught) == 1

@@ -67,7 +67,7 @@ def test_kernel_equals_reference(kernels, reference, weights, start, n_picks):
 def test_state_must_be_of_a_cycle(kernels):
     picker = kernels.InterleavedWeightedRoundRobin(range(3), [5, 1, 1], start=0)
     bad = [(True, 0, 0), (False, 6, 0), (False, 1, 4), (True, 5, 2), (True, 1, -1), (1,), None]
-    for state in [*bad, (True, "a", 0), (True, 2**80, 0)]:
+    for state in [*bad, (True, "a", 0), (True, 2**80, 0), (np.array([1, 2]), 1, 3), ("x", 1, 0)]:
         with pytest.raises((ValueError, TypeError, OverflowError)):
             picker._restore((0, state))
     assert picker.pick_many(7) == [0, 1, 2, 0, 0, 0, 0]

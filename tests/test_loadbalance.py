@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import threading
 from collections import Counter
 from math import gcd
@@ -120,6 +121,14 @@ def test_dropped_weights_are_told_once(balancer, caplog):
         f"{balancer.name}: 2 of 4 instances have a weight of 0 or less and get no requests: "
         "10.0.0.0:80, 10.0.0.2:80"
     ]
+
+
+def test_dropped_weights_are_told_once_for_uncached_results_too(balancer, caplog):
+    for _ in range(5):
+        balancer.get_picker(Result(False, "", instances_of(0, 5, 7)))
+    assert len(caplog.records) == 1
+    balancer.get_picker(Result(False, "", instances_of(0, 0, 7)))
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize("weights", [(), (0,), (-1, 0)])
@@ -270,6 +279,29 @@ def test_a_delete_while_a_picker_is_made_leaves_nothing_behind():
     thread.join()
     assert got[0].next() is not None
     assert balancer._pickers == {}
+    assert balancer._flights == {}
+
+
+def test_many_threads_many_keys_one_picker_each():
+    balancer = WeightedRoundRobinBalancer()
+    got, barrier = [[] for _ in range(200)], threading.Barrier(6)
+
+    def get():
+        for k in range(200):
+            barrier.wait()
+            got[k].append(balancer.get_picker(cached(1, 2, key=str(k))))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=get) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [len(set(map(id, pickers))) for pickers in got] == [1] * 200
     assert balancer._flights == {}
 
 

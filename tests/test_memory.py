@@ -66,6 +66,45 @@ build(10_000)
 print(used() - before)
 """
 
+HASH = """
+from rota.kernels.hash_picker import Lease
+names = [f"n{i}" for i in range(20)]
+small = dict(virtual_factor=8) if Made.__name__ == "ConsistentHash" else dict(table_size=101)
+places, few = np.zeros(50, np.uint64), np.empty(50, np.int32)
+def work(n):
+    for i in range(n):
+        picker = Made(names, range(20), load_factor=1.25, **small)
+        for bad in (dict(weights=[1]), dict(weights=None, load_factor=0)):
+            try:
+                Made(names, **bad)
+            except ValueError:
+                pass
+        for key in ("k", b"k", 5, memoryview(b"k"), None, "\\ud800", 2**70):
+            try:
+                picker.pick(key), picker.pick_many([key] * 3), picker.pick_n(key, 3)
+                picker.next(None, key), list(picker.attempts(None, key))
+                with picker.acquire(key):
+                    picker.acquire(key)
+            except (TypeError, ValueError, UnicodeError):
+                pass
+        picker.indices(places, few)
+        index = picker.add(f"m{i}", 3)
+        picker.set_weight(index, 9), picker.remove(index), picker.update(names[i % 9:])
+        for change in (lambda: picker.add("n19"), lambda: picker.set_weight(99, 1)):
+            try:
+                change()
+            except ValueError:
+                pass
+        getattr(picker, "arcs", picker.weights.copy)(), repr(picker), picker.loads
+        if i % 4 == 0:
+            pickle.loads(pickle.dumps(picker)).pick("k")
+            copy.copy(picker).pick("k")
+work(300)  # until the caches of pickle and numpy are full
+before = used()
+work(2_000)
+print(used() - before)
+"""
+
 
 def grown(program, stem, name):
     done = subprocess.run(
@@ -92,3 +131,8 @@ def test_building_and_dropping_leaves_memory_flat(kernels, picker_name):
     # One leaked object in ten pickers would be 50 kilobytes and more; the caches of pickle
     # and numpy still grow by some.
     assert grown(BUILDS, stem_of(picker_name, kernels), picker_name) < 32_768
+
+
+def test_hash_pickers_leave_memory_flat(kernels, hash_picker_name):
+    # One leaked object in a round would be 100 kilobytes and more.
+    assert grown(HASH, stem_of(hash_picker_name, kernels), hash_picker_name) < 32_768

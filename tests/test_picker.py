@@ -260,6 +260,8 @@ def test_bad_instances_are_refused(make, instances, error):
         (["1", "2", "3"], TypeError),
         ([1, None, 3], TypeError),
         ([1, 2j, 3], TypeError),
+        (np.array([1, 2, 3], "m8[ns]"), TypeError),
+        (np.array([1, 2, 3], "M8[ns]"), TypeError),
         ({1, 2, 3}, TypeError),
         (object(), TypeError),
     ],
@@ -285,6 +287,8 @@ def test_bad_weights_are_refused(make, weights, error):
 def test_weights_may_be_anything_whole(make, weights):
     assert make(range(3), weights).weights.tolist() == [1, 2, 3]
     assert make(range(2), [True, False]).pick_many(5) == [0] * 5
+    # Not rounded to a float on the way.
+    assert make(range(3), [2**53 + 1, 1.0, 1]).weights.tolist() == [2**53 + 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -346,6 +350,7 @@ def test_errors_have_the_same_words_on_both(kernels, reference, picker_name):
         lambda make: make(range(3), [1]),
         lambda make: make(range(3), [1, -1, 2]),
         lambda make: make(range(3), seed=-1),
+        lambda make: make(5, seed=-1),
         lambda make: make(range(3)).pick_many(-1),
         lambda make: make(range(3)).fill(np.zeros(3)),
     ]

@@ -38,15 +38,6 @@ def test_kitex_alias_tables(impl, vectors):
             assert (draw["i"] if own else alias[draw["i"]]) == draw["pick"]
 
 
-def test_kitex_inverse_distribution_has_the_same_masses(impl, vectors):
-    """Kitex's other sampler takes r in [0, W): as many r lead to i as our table has mass."""
-    for case in vectors("kitex_alias_and_weighted_random")["cases"]:
-        weights = case["weights"]
-        edges = np.cumsum(weights)
-        for draw in case["weighted_random"]:
-            assert int(np.searchsorted(edges, draw["r"], side="right")) == draw["pick"]
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 1000, 1024, 1025, 100_000])
 def test_table_is_exactly_the_weights(kernels, n):
     rng = random.Random(n)

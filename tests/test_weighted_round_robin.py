@@ -107,3 +107,5 @@ def test_state_must_be_of_a_schedule(kernels):
         with pytest.raises((ValueError, TypeError)):
             picker._restore((0, state))
     assert picker.pick_many(7) == [0, 0, 1, 0, 2, 0, 0]
+    with pytest.raises(ValueError, match="state"):
+        kernels.WeightedRoundRobin(range(3), [2, 1, 0])._restore((0, [3, 2, -5]))

@@ -8,6 +8,8 @@ from rota.discovery import Change, Instance, MemoryRegistry, Result, diff
 from rota.events import Event, EventBus, EventQueue
 from rota.kernels import IMPLEMENTATION
 from rota.loadbalance import (
+    ConsistentHashBalancer,
+    ConsistentHashOptions,
     InterleavedWeightedRoundRobinBalancer,
     LoadBalancer,
     Picker,
@@ -19,11 +21,14 @@ from rota.loadbalance import (
 )
 from rota.pickers import (
     Attempts,
+    ConsistentHash,
     InterleavedWeightedRoundRobin,
+    Maglev,
     RoundRobin,
     WeightedRandom,
     WeightedRoundRobin,
 )
+from rota.ring import moved
 
 __version__ = "0.1.0"
 
@@ -31,6 +36,9 @@ __all__ = [
     "IMPLEMENTATION",
     "Attempts",
     "Change",
+    "ConsistentHash",
+    "ConsistentHashBalancer",
+    "ConsistentHashOptions",
     "Event",
     "EventBus",
     "EventQueue",
@@ -38,6 +46,7 @@ __all__ = [
     "InterleavedWeightedRoundRobin",
     "InterleavedWeightedRoundRobinBalancer",
     "LoadBalancer",
+    "Maglev",
     "MemoryRegistry",
     "Picker",
     "Rebalancer",
@@ -50,4 +59,5 @@ __all__ = [
     "attempts",
     "connect",
     "diff",
+    "moved",
 ]

@@ -64,6 +64,8 @@ def as_weights(weights: Any, n: int) -> NDArray[np.int64]:
         given = np.asarray(weights)
     except ValueError:  # ragged
         raise ValueError(f"weights must have shape ({n},), got a ragged sequence") from None
+    if given.dtype.kind == "f" and not isinstance(weights, np.ndarray):
+        given = np.asarray(weights, object)  # integers beside floats would have been rounded
     if given.ndim == 0 and given.dtype.kind == "O":
         raise TypeError(f"weights must be a sequence of integers, got {_short(weights)}")
     if given.shape != (n,):
@@ -98,6 +100,8 @@ def _as_int64(given: NDArray[Any]) -> NDArray[np.int64]:
                 f"weights must be whole numbers below 2**63, got weights[{bad}] = {given[bad]}"
             )
         return given.astype(np.int64)
+    if kind in "mM":
+        raise TypeError(f"weights must be integers, got {given.dtype}")
     # Objects: Python integers too large for numpy's own types, or no numbers at all.
     exact = np.empty(given.shape, np.int64)
     for i, weight in enumerate(given.tolist()):
@@ -286,3 +290,39 @@ def as_places(hashes: Any) -> NDArray[np.uint64]:
     if places.ndim != 1:
         raise ValueError(f"hashes must have one dimension, got shape {places.shape}")
     return np.ascontiguousarray(places, np.uint64)
+
+
+def as_replicas(replicas: int | None) -> int | None:
+    """Return how many instances besides the owner `attempts` may give; None: all.
+
+    Raises
+    ------
+    TypeError
+        Not an integer.
+    ValueError
+        Negative.
+    """
+    if replicas is None:
+        return None
+    number = _as_integer("replicas", replicas)
+    if number < 0:
+        raise ValueError(f"replicas must be >= 0, got {number}")
+    return number
+
+
+def as_table_size(table_size: int) -> int:
+    """Return the size of a Maglev table.
+
+    Raises
+    ------
+    TypeError
+        Not an integer.
+    ValueError
+        Not a prime number in [3, 5,000,011]: permutations would not reach every slot.
+    """
+    number = _as_integer("table_size", table_size)
+    if not 3 <= number <= 5_000_011 or any(
+        number % k == 0 for k in range(2, math.isqrt(number) + 1)
+    ):
+        raise ValueError(f"table_size must be a prime number in [3, 5000011], got {number}")
+    return number

@@ -54,6 +54,8 @@ class EventBus:
     is something to deliver. One that raises is logged and hinders nobody. After Kitex's
     bus, which calls each on a goroutine of its own, so that two changes of one service can
     overtake each other.
+
+    A child process forked while nothing is being dispatched has a working bus of its own.
     """
 
     def __init__(self) -> None:
@@ -88,19 +90,20 @@ class EventBus:
         waiting for its turn would wait for ever.
         """
         if threading.current_thread() is self._worker:
-            with self._lock:
-                delivery = _Delivery(event, self._watchers.get(event.name, ()))
-            self._deliver(delivery)
-            return
-        self._enqueue(event).done.wait()
+            _deliver(self._delivery(event))
+        else:
+            self._enqueue(event).done.wait()
 
-    def _enqueue(self, event: Event) -> _Delivery:
+    def _delivery(self, event: Event) -> _Delivery:
         if not isinstance(event, Event):
             raise TypeError(f"event must be an Event, got {event!r}")
+        return _Delivery(event, self._watchers.get(event.name, ()))
+
+    def _enqueue(self, event: Event) -> _Delivery:
         with self._lock:
-            delivery = _Delivery(event, self._watchers.get(event.name, ()))
+            delivery = self._delivery(event)
             self._pending.append(delivery)
-            # After a fork the worker's thread is not alive in the child.
+            # In a child process the worker's thread is not alive.
             if self._worker is None or not self._worker.is_alive():
                 self._worker = threading.Thread(
                     target=self._work, name="rota-event-bus", daemon=True
@@ -115,20 +118,19 @@ class EventBus:
                     self._worker = None
                     return
                 delivery = self._pending.popleft()
-            self._deliver(delivery)
+            _deliver(delivery)
 
-    def _deliver(self, delivery: _Delivery) -> None:
-        try:
-            for callback in delivery.callbacks:
-                _call(callback, delivery.event)
-        finally:
-            delivery.done.set()
+
+def _deliver(delivery: _Delivery) -> None:
+    for callback in delivery.callbacks:
+        _call(callback, delivery.event)
+    delivery.done.set()
 
 
 def _call(callback: Callback, event: Event) -> None:
     try:
         callback(event)
-    except Exception:
+    except BaseException:  # SystemExit too: the thread is the bus's, not the callback's to end
         logger.exception("%r failed on the event %r", callback, event.name)
 
 

@@ -6,6 +6,8 @@ from rota.kernels import load
 
 if TYPE_CHECKING:
     from rota.kernels.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
+    from rota.kernels.ketama import ConsistentHash
+    from rota.kernels.maglev import Maglev
     from rota.kernels.picker import Attempts
     from rota.kernels.round_robin import RoundRobin
     from rota.kernels.splitmix64 import SplitMix64
@@ -13,9 +15,11 @@ if TYPE_CHECKING:
     from rota.kernels.weighted_round_robin import WeightedRoundRobin
 else:
     Attempts = load("picker").Attempts
+    ConsistentHash = load("ketama").ConsistentHash
     InterleavedWeightedRoundRobin = load(
         "interleaved_weighted_round_robin"
     ).InterleavedWeightedRoundRobin
+    Maglev = load("maglev").Maglev
     RoundRobin = load("round_robin").RoundRobin
     SplitMix64 = load("splitmix64").SplitMix64
     WeightedRandom = load("weighted_random").WeightedRandom
@@ -23,7 +27,9 @@ else:
 
 __all__ = [
     "Attempts",
+    "ConsistentHash",
     "InterleavedWeightedRoundRobin",
+    "Maglev",
     "RoundRobin",
     "SplitMix64",
     "WeightedRandom",

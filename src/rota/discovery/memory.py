@@ -40,6 +40,8 @@ class MemoryRegistry:
         """Take copies of a service away; unknown addresses are ignored. O(copies)."""
         with self._lock:
             known = self._services.get(service, {})
+            if not known:
+                return Change(Result(True, service))
             return self._replace(service, {a: i for a, i in known.items() if a not in addresses})
 
     def resolve(self, service: str) -> Result:
@@ -60,7 +62,7 @@ class MemoryRegistry:
         # Under the lock, so that changes are dispatched in the order they were made.
         before = Result(True, service, tuple(self._services.get(service, {}).values()))
         change = diff(service, before, Result(True, service, tuple(copies.values())))
+        self._services[service] = copies
         if change:
-            self._services[service] = copies
             self._bus.dispatch(Event(DISCOVERY_CHANGE, detail=service, extra=change))
         return change

@@ -13,7 +13,11 @@ from importlib import import_module
 from types import ModuleType
 
 STEMS = (
+    "hash_picker",
     "interleaved_weighted_round_robin",
+    "ketama",
+    "maglev",
+    "murmur3",
     "picker",
     "round_robin",
     "splitmix64",

@@ -1,6 +1,8 @@
 """Kitex's layer: balancers that keep pickers and follow discovery."""
 
 from rota.loadbalance.attempts import attempts
+from rota.loadbalance.caching import CachingBalancer
+from rota.loadbalance.consistent import ConsistentHashBalancer, ConsistentHashOptions
 from rota.loadbalance.interface import LoadBalancer, Picker, Rebalancer
 from rota.loadbalance.weighted import (
     InterleavedWeightedRoundRobinBalancer,
@@ -11,6 +13,9 @@ from rota.loadbalance.weighted import (
 from rota.loadbalance.wiring import connect
 
 __all__ = [
+    "CachingBalancer",
+    "ConsistentHashBalancer",
+    "ConsistentHashOptions",
     "InterleavedWeightedRoundRobinBalancer",
     "LoadBalancer",
     "Picker",

@@ -6,12 +6,16 @@ same name.
 """
 
 from rota.reference.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
+from rota.reference.ketama import ConsistentHash
+from rota.reference.maglev import Maglev
 from rota.reference.round_robin import RoundRobin
 from rota.reference.weighted_random import WeightedRandom
 from rota.reference.weighted_round_robin import WeightedRoundRobin
 
 __all__ = [
+    "ConsistentHash",
     "InterleavedWeightedRoundRobin",
+    "Maglev",
     "RoundRobin",
     "WeightedRandom",
     "WeightedRoundRobin",

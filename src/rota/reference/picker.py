@@ -35,7 +35,7 @@ class Picker(Generic[T]):
     def __init__(self, instances: Iterable[T], weights: Any, seed: int | None) -> None:
         held = as_instances(instances)
         checked = as_weights(weights, len(held))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._random = SplitMix64(as_seed(seed))
         self._instances: tuple[T, ...] = held
         self._weights = checked
@@ -85,11 +85,11 @@ class Picker(Generic[T]):
             i = self._draw()
         return None if i < 0 else i
 
-    def pick_many(self, n: int) -> list[T | None]:
+    def pick_many(self, n: int, /) -> list[T | None]:
         """Return the next n picks as a list: [pick() for _ in range(n)], O(n)."""
         return [self.pick() for _ in range(as_count(n))]
 
-    def fill(self, out: "MutableSequence[int] | NDArray[np.int32] | memoryview[int]") -> None:
+    def fill(self, out: "MutableSequence[int] | NDArray[np.int32] | memoryview[int]", /) -> None:
         """Write the indices of the next len(out) picks to `out`; -1 where there is none."""
         view = as_int32_out(out)
         with self._lock:
@@ -121,7 +121,7 @@ class Picker(Generic[T]):
             }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         n, total = len(self._instances), sum(self._weight)

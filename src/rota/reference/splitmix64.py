@@ -24,7 +24,7 @@ class SplitMix64:
         self.state = state = self.state + GAMMA & MASK
         return mix(state)
 
-    def below(self, bound: int) -> int:
+    def below(self, bound: int, /) -> int:
         """Return an unbiased number in [0, bound), 1 <= bound < 2**64. O(1) expected."""
         bound = as_uint64("bound", bound, least=1)
         while True:
@@ -32,6 +32,6 @@ class SplitMix64:
             if product & MASK >= 2**64 % bound:
                 return product >> 64
 
-    def skip(self, n: int) -> None:
+    def skip(self, n: int, /) -> None:
         """Pass over n numbers. O(1)."""
         self.state = self.state + as_count(n) * GAMMA & MASK

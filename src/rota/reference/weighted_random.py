@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rota.arguments import as_seed, as_uint64, as_weights
+from rota.arguments import as_uint64, as_weights
 from rota.reference.picker import Picker
 from rota.reference.splitmix64 import MASK, SplitMix64
 
@@ -36,7 +36,7 @@ def alias_table(
     weight = as_weights(weights, n).tolist()
     if sum(weight) == 0:
         raise ValueError("weights must have a sum >= 1, got 0")
-    columns = n if n_columns is None else n_columns
+    columns = n if n_columns is None else as_uint64("n_columns", n_columns)
     if not n <= columns < 2**31:
         raise ValueError(f"n_columns must be in [{n}, 2**31), got {columns}")
     share, alias = _vose(weight, columns)
@@ -49,9 +49,9 @@ class WeightedRandom(Picker[T]):
     def __init__(
         self, instances: Iterable[T], weights: Any = None, *, seed: int | None = None
     ) -> None:
-        seed = as_seed(seed)
-        super().__init__(instances, weights, seed ^ MASK)
-        self._stream = SplitMix64(seed)
+        super().__init__(instances, weights, seed)
+        self._stream = self._random
+        self._random = SplitMix64(self._stream.state ^ MASK)
         self._total = sum(self._weight)
         self._log2_columns = max(len(self._weight) - 1, 0).bit_length()
         self._share: list[int] = []
@@ -79,7 +79,7 @@ class WeightedRandom(Picker[T]):
             fraction = fraction << 64 | more.next()
             n_bits += 64
 
-    def index_of(self, bits: int) -> int | None:
+    def index_of(self, bits: int, /) -> int | None:
         """Return the index that the 64-bit draw `bits` selects; None when nothing has weight."""
         drawn = as_uint64("bits", bits)
         return self._locate(drawn) if self._n_live else None

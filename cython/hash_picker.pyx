@@ -1,0 +1,461 @@
+"""What all hash pickers share: keys, replicas, loads, and changes in place.
+
+A key has a place, a 64-bit number; a structure (a ring, a table) says which index owns a
+place, and which come next clockwise. This file is everything around the structure.
+
+Bounded loads (V. Mirrokni, M. Thorup, M. Zadimoghaddam, "Consistent hashing with bounded
+loads", SODA 2018, arXiv 1608.01350): an instance is full when its requests in flight would
+exceed its share of all by more than the load factor c,
+
+    load >= c * (all + 1) * weight / sum of weights,
+
+and a pick goes on clockwise past those that are full. The bounds sum to c * (all + 1) or
+more, so somebody always has room. In integers, c counting in 65,536ths.
+
+Invariants
+- an index is an instance's for as long as it stays; `generations` tells a lease from the
+  time of another owner of its index.
+- n_in_flight is the sum of the loads.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+
+from types import GenericAlias
+
+import numpy as np
+
+from rota.arguments import (
+    MAX_INSTANCES, as_count, as_int32_out, as_load_factor, as_places, as_replicas,
+)
+from rota.reference.murmur3 import key_bytes
+from rota.roster import Roster
+
+cimport cython
+
+from rota.kernels.hash_picker cimport instance_at
+from rota.kernels.murmur3 cimport hash_key
+from rota.kernels.splitmix64 cimport uint128
+
+
+cdef enum:
+    BLOCK = 32   # look-ups in flight at once
+
+
+cdef int32_t hash_picker_index(HashPicker picker, uint64_t place) noexcept nogil:
+    return picker.choose(place) if picker.load_factor else picker.owner(place)
+
+
+@cython.no_gc_clear  # its methods rely on the lists; cycles are broken there
+cdef class HashPicker:
+    """The base of every compiled hash picker. Not to be made by itself."""
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    # -- for the structures ---------------------------------------------------------------
+
+    cdef int hold(self, instances, weights, get_key, load_factor, replicas, name) except -1:
+        """Check and keep the arguments."""
+        if get_key is not None and not callable(get_key):
+            raise TypeError(f"get_key must be callable, got {get_key!r}")
+        self.load_factor = as_load_factor(load_factor)
+        self.most_attempts = MAX_INSTANCES
+        if replicas is not None:
+            self.most_attempts = min(as_replicas(replicas) + 1, MAX_INSTANCES)
+        self.roster = Roster(instances, weights, name, self._check)
+        self.slots = self.roster.slots
+        self.get_key = get_key
+        self.generations = [0] * len(self.slots)
+        self.loads_array = np.zeros(len(self.slots), np.int64)
+        return self.changed(list(range(len(self.slots))))
+
+    cdef int changed(self, list indices) except -1:
+        """Bring everything in line with the roster, where `indices` have changed."""
+        cdef const int64_t[::1] weights = self.roster.weights
+        cdef int64_t[::1] loads
+        self.n = weights.shape[0]
+        if len(self.loads_array) < self.n:
+            grown = np.zeros(max(2 * self.n, 8), np.int64)
+            grown[:len(self.loads_array)] = self.loads_array
+            self.loads_array = grown
+        loads = self.loads_array
+        self.weight = &weights[0] if self.n else NULL
+        self.load = &loads[0] if self.n else NULL
+        self.total = self.roster.total
+        return self.follow(indices)
+
+    cdef int follow(self, list indices) except -1:
+        """Bring the structure in line with the roster, where `indices` have changed."""
+        return 0
+
+    cdef int32_t owner(self, uint64_t place) noexcept nogil:
+        """Return the index that owns a place, -1 when nothing has weight."""
+        return -1
+
+    cdef walk_t begin(self, uint64_t place) noexcept nogil:
+        """Return the walk whose first step is the owner of `place`."""
+        cdef walk_t walk
+        walk.at = place
+        walk.within = walk.n_done = 0
+        return walk
+
+    cdef int32_t step(self, walk_t* walk) noexcept nogil:
+        """Return the next index clockwise, repeats among them; -1 after the whole round."""
+        return -1
+
+    cdef bint is_full(self, int32_t i) noexcept nogil:
+        cdef uint128 load = <uint128>self.load[i]
+        cdef uint128 room = <uint128>self.load_factor
+        load = load * <uint128>self.total
+        load = load << 16
+        room = room * <uint128>(self.n_in_flight + 1)
+        room = room * <uint128>self.weight[i]
+        return load >= room
+
+    cdef int32_t choose(self, uint64_t place) noexcept nogil:
+        """Return the first index from a place on that is not full."""
+        cdef int32_t i = self.owner(place)
+        cdef walk_t walk
+        if i < 0 or not self.is_full(i):
+            return i
+        walk = self.begin(place)
+        while True:
+            i = self.step(&walk)
+            if i < 0 or not self.is_full(i):
+                return i
+
+    cdef int place(self, object key, uint64_t* out) except -1:
+        if self.place_by_rule is None:
+            return hash_key(key, out)
+        out[0] = self.place_by_rule(key_bytes(key))
+        return 0
+
+    cdef object present(self):
+        """Return the instances that have not left, and their weights."""
+        cdef list indices = [i for i, name in enumerate(self.roster.names) if name is not None]
+        return [self.slots[i] for i in indices], [int(self.weight[i]) for i in indices]
+
+    def _check(self, total, n_live):
+        """Refuse what would be too large."""
+
+    # -- for everybody --------------------------------------------------------------------
+
+    def next(self, ctx=None, request=None):
+        """Return the instance for a request: Kitex's Picker. None for an empty key.
+
+        The key is get_key(ctx, request); without a `get_key`, the request itself.
+        """
+        cdef uint64_t place = 0
+        key = request_key(self, ctx, request)
+        if key is None:
+            return None
+        self.place(key, &place)
+        return instance_at(self, hash_picker_index(self, place))
+
+    def pick_index(self, key):
+        """Return the index of the instance that owns `key`, or None. O(1) expected."""
+        cdef uint64_t place = 0
+        cdef int32_t i
+        self.place(key, &place)
+        i = hash_picker_index(self, place)
+        return None if i < 0 else i
+
+    def pick_many(self, keys):
+        """Return the owners of `keys`: [pick(key) for key in keys], looked up in blocks."""
+        cdef list given = list(keys)
+        cdef Py_ssize_t n = len(given), k, done = 0, block
+        cdef uint64_t places[BLOCK]
+        cdef int32_t found[BLOCK]
+        cdef list picks = []
+        while done < n:
+            block = min(n - done, BLOCK)
+            for k in range(block):
+                self.place(given[done + k], &places[k])
+            if self.load_factor:
+                for k in range(block):
+                    found[k] = self.choose(places[k])
+            else:
+                self.look_up(places, found, block)
+            for k in range(block):
+                picks.append(None if found[k] < 0 else self.slots[found[k]])
+            done += block
+        return picks
+
+    def pick_n(self, key, n):
+        """Return the first n distinct instances from the place of `key` on, clockwise.
+
+        Fewer when there are fewer. O(n) steps expected.
+        """
+        cdef uint64_t place = 0
+        cdef list found = []
+        cdef Py_ssize_t count = as_count(n)
+        cdef HashAttempts attempts
+        self.place(key, &place)
+        attempts = HashAttempts(self, key)
+        attempts.walk = self.begin(place)
+        while len(found) < count:
+            instance = attempts.untried()
+            if instance is None:
+                break
+            found.append(instance)
+        return found
+
+    def indices(self, hashes, out):
+        """Write the index of the owner of each place in `hashes` to `out`; -1 for none.
+
+        Parameters
+        ----------
+        hashes : uint64 array, shape (k,)
+            Places, such as `rota.kernels.murmur3.key_hash` gives. Loads make no difference.
+        out : writable buffer of int32, shape (k,), C-contiguous
+
+        Raises
+        ------
+        TypeError, ValueError
+            Another type, dimension or length.
+
+        Notes
+        -----
+        O(k) expected; places are looked up in blocks, their memory fetched ahead.
+        """
+        cdef const uint64_t[::1] places = as_places(hashes)
+        cdef int32_t[::1] view = as_int32_out(out)
+        if places.shape[0] != view.shape[0]:
+            raise ValueError(
+                f"hashes and out differ in length: {places.shape[0]} != {view.shape[0]}"
+            )
+        if view.shape[0]:
+            self.look_up(&places[0], &view[0], view.shape[0])
+
+    cdef void look_up(self, const uint64_t* places, int32_t* out, Py_ssize_t count) noexcept nogil:
+        cdef Py_ssize_t k
+        for k in range(count):
+            out[k] = self.owner(places[k])
+
+    def attempts(self, ctx=None, request=None):
+        """Return an iterator over distinct instances in the order to try them: the replicas.
+
+        The first is the pick; the others follow clockwise, whatever their load. `.next()`
+        gives None when none is left, after as many as `replicas` allows, or for an empty key.
+        """
+        return HashAttempts(self, request_key(self, ctx, request))
+
+    def acquire(self, key):
+        """Pick for `key` and count one more in flight there, until the lease is released.
+
+        Returns
+        -------
+        Lease or None
+            With `.instance`, `.index`, `.release()`; a context manager that gives the
+            instance. None when nothing has weight.
+        """
+        cdef uint64_t place = 0
+        cdef int32_t i
+        cdef Lease lease
+        self.place(key, &place)
+        i = hash_picker_index(self, place)
+        if i < 0:
+            return None
+        lease = <Lease>Lease.__new__(Lease)
+        lease.index = i
+        lease.instance = self.slots[i]
+        lease.generation = self.generations[i]
+        lease.picker = self
+        self.load[i] += 1
+        self.n_in_flight += 1
+        return lease
+
+    def set_weight(self, index, weight):
+        """Give the instance at `index` another weight; the next pick obeys it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody, a weight out of range, too many points; nothing has changed.
+        """
+        self.changed([self.roster.set_weight(index, weight)])
+
+    def add(self, instance, weight=1):
+        """Take an instance in; return its index. The next pick obeys it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name that is on the ring already, a weight out of range, too many points;
+            nothing has changed.
+        """
+        cdef Py_ssize_t i = self.roster.add(instance, weight)
+        if i == len(self.generations):
+            self.generations.append(0)
+        self.changed([i])
+        return i
+
+    def remove(self, index):
+        """Let the instance at `index` go; its index stands for nobody until it is given out again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody; nothing has changed.
+        """
+        self.leave(self.roster.present(index))
+
+    cdef int leave(self, Py_ssize_t i) except -1:
+        self.roster.drain(i)
+        self.changed([i])
+        self.roster.forget(i)
+        self.n_in_flight -= self.load[i]
+        self.load[i] = 0
+        self.generations[i] += 1
+        return 0
+
+    def update(self, instances, weights=None):
+        """Go over to these instances and weights; who stays keeps index, points and load.
+
+        Instances are the same when their names are. O(n) to compare, and the cost of what
+        changes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As when a picker is made; nothing has changed.
+        """
+        changed, coming, leaving = self.roster.change(instances, weights)
+        self.generations += [0] * (len(self.slots) - len(self.generations))
+        # First who comes, then who leaves: at no moment is there nobody.
+        self.changed(changed + coming)
+        for i in leaving:
+            self.leave(i)
+
+    @property
+    def instances(self):
+        """The instances by index, a tuple; None where one has left."""
+        return tuple(self.slots)
+
+    @property
+    def weights(self):
+        """The weights by index: int64 array, a read-only view of the picker's own memory.
+
+        Live until the picker grows: from then on a view taken before keeps what it had.
+        """
+        return np.asarray(memoryview(self.roster.weights).toreadonly())
+
+    @property
+    def loads(self):
+        """How many are in flight at each instance, by index: int64 array, a copy."""
+        return self.loads_array[:self.n].copy()
+
+    def index_of(self, instance_name):
+        """Return the index of the instance of this ring name, None when there is none."""
+        name = instance_name.encode() if isinstance(instance_name, str) else instance_name
+        return self.roster.by_name.get(name)
+
+    def __len__(self):
+        return len(self.roster)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({len(self)} instances, total weight {self.roster.total})"
+
+
+cdef object request_key(HashPicker picker, object ctx, object request):
+    """Return the key of a request, None for an empty one."""
+    key = request if picker.get_key is None else picker.get_key(ctx, request)
+    if key is None or (isinstance(key, (str, bytes)) and len(key) == 0):
+        return None
+    return key
+
+
+@cython.final
+cdef class HashAttempts:
+    """The owner of a key and then the other instances, clockwise, each once. For one thread.
+
+    A change of the picker begins the walk anew, past those already tried.
+    """
+
+    cdef HashPicker picker
+    cdef object key
+    cdef walk_t walk
+    cdef set tried
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    def __cinit__(self, HashPicker picker not None, key):
+        self.picker = picker
+        self.key = key
+        self.tried = set()
+
+    def next(self):
+        """Return the next instance to try, or None when none is left."""
+        cdef uint64_t place = 0
+        cdef int32_t i
+        if self.key is None or len(self.tried) >= self.picker.most_attempts:
+            return None
+        self.picker.place(self.key, &place)
+        if not self.tried:
+            i = hash_picker_index(self.picker, place)
+            if i < 0:
+                return None
+            self.tried.add(i)
+            return instance_at(self.picker, i)
+        self.walk = self.picker.begin(place)
+        return self.untried()
+
+    cdef object untried(self):
+        cdef int32_t i
+        if len(self.tried) >= self.picker.roster.n_live:
+            return None
+        while True:
+            i = self.picker.step(&self.walk)
+            if i < 0:
+                return None
+            if i not in self.tried:
+                self.tried.add(i)
+                return instance_at(self.picker, i)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        instance = self.next()
+        if instance is None:
+            raise StopIteration
+        return instance
+
+
+@cython.final
+cdef class Lease:
+    """One request in flight at `instance`; ends once: by release(), `with`, or being forgotten.
+
+    Made by `acquire`; one made otherwise counts for nothing.
+    """
+
+    cdef HashPicker picker
+    cdef readonly Py_ssize_t index
+    cdef readonly object instance
+    cdef object generation
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    def release(self):
+        """Count the request as ended; of no effect from the second time on."""
+        end(self)
+
+    def __enter__(self):
+        return self.instance
+
+    def __exit__(self, kind, error, trace):
+        end(self)
+
+    def __del__(self):
+        end(self)
+
+
+cdef void end(Lease lease) noexcept:
+    cdef HashPicker picker = lease.picker
+    if picker is None:
+        return
+    lease.picker = None
+    # An index given out again since is somebody else's.
+    if picker.generations[lease.index] == lease.generation:
+        picker.load[lease.index] -= 1
+        picker.n_in_flight -= 1

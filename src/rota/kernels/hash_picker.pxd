@@ -1,0 +1,55 @@
+"""What every hash picker is to C: from the place of a key to the index of its instance.
+
+Consumers call `hash_picker_index`; fields and methods are for the kernels of this package
+and may move between minor versions.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+
+# A walk clockwise from a place, for replicas.
+cdef struct walk_t:
+    uint64_t at        # where it is; what this means is the structure's affair
+    Py_ssize_t within
+    Py_ssize_t n_done  # steps taken
+
+cdef class HashPicker:
+    cdef object roster         # who is on the ring; rota.roster
+    cdef list slots            # its instances by index; None where one has left
+    cdef object get_key
+    cdef object place_by_rule  # bytes -> place, or None: MurmurHash3
+    cdef const int64_t* weight
+    cdef int64_t total
+    cdef Py_ssize_t n
+    cdef object loads_array    # numpy int64: in flight, by index
+    cdef int64_t* load
+    cdef int64_t n_in_flight
+    cdef list generations      # of each index: raised when its instance leaves
+    cdef uint64_t load_factor  # in 65,536ths; 0: loads make no difference
+    cdef Py_ssize_t most_attempts
+    cdef object __weakref__
+
+    cdef int hold(self, instances, weights, get_key, load_factor, replicas, name) except -1
+    cdef int changed(self, list indices) except -1
+    cdef int follow(self, list indices) except -1
+    cdef int leave(self, Py_ssize_t i) except -1
+    cdef object present(self)
+    cdef int32_t owner(self, uint64_t place) noexcept nogil
+    cdef walk_t begin(self, uint64_t place) noexcept nogil
+    cdef int32_t step(self, walk_t* walk) noexcept nogil
+    cdef bint is_full(self, int32_t i) noexcept nogil
+    cdef int32_t choose(self, uint64_t place) noexcept nogil
+    cdef void look_up(self, const uint64_t* places, int32_t* out, Py_ssize_t count) noexcept nogil
+    cdef int place(self, object key, uint64_t* out) except -1
+
+# The index of the instance for a key at `place`, -1 when nothing has weight. O(1) expected,
+# no Python; needs the GIL only where another thread may change the picker meanwhile.
+cdef int32_t hash_picker_index(HashPicker picker, uint64_t place) noexcept nogil
+
+
+# The instance of an index, None for -1.
+cdef inline object instance_at(HashPicker picker, int32_t i):
+    if <size_t>i < <size_t>PyList_GET_SIZE(picker.slots):
+        return <object>PyList_GET_ITEM(picker.slots, i)
+    return None

@@ -1,0 +1,6 @@
+from typing import SupportsIndex
+
+from typing_extensions import Buffer
+
+def digest(data: Buffer, seed: int = 0) -> tuple[int, int]: ...
+def key_hash(key: str | Buffer | SupportsIndex, /) -> int: ...

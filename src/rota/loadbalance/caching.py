@@ -1,0 +1,96 @@
+"""Balancers that keep one picker for each key."""
+
+import threading
+from abc import ABC, abstractmethod
+
+from rota.discovery import Change, Instance, Result
+from rota.loadbalance.interface import Picker
+
+
+class _Flight:
+    """The making of one picker, which others wait for."""
+
+    __slots__ = ("has_landed", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.has_landed = False
+
+
+class CachingBalancer(ABC):
+    """A balancer whose cacheable results of one key share one picker.
+
+    A subclass has a `name` and makes pickers: `build` for a key, `build_uncached` for a
+    result that may not be cached. A picker is made once, however many threads ask for it
+    at the same time; a change that comes meanwhile wins.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self._pickers: dict[str, Picker[Instance]] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._lock = threading.Lock()
+        self._told: list[str] | None = None
+
+    def is_news(self, addresses: list[str]) -> bool:
+        """Whether these are others than those last asked about: one warning, not one a request."""
+        told, self._told = self._told, addresses
+        return addresses != told
+
+    @abstractmethod
+    def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
+        """Return a new picker over these instances."""
+
+    def build_uncached(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
+        """Return a new picker that will serve one request, as like as not."""
+        return self.build(instances)
+
+    def get_picker(self, result: Result) -> Picker[Instance]:
+        """Return the picker of `result`: O(1) when cached, else what making one costs."""
+        if result.cacheable:
+            try:
+                return self._pickers[result.cache_key]
+            except KeyError:
+                return self._fly(result)
+        return self.build_uncached(result.instances)
+
+    def rebalance(self, change: Change) -> None:
+        """Make picks of a cacheable result's key follow its instances of now."""
+        result = change.result
+        if result.cacheable:
+            picker = self.build(result.instances)
+            with self._lock:
+                self._pickers[result.cache_key] = picker
+
+    def delete(self, change: Change) -> None:
+        """Drop the picker of a cacheable result, and one that is being made."""
+        result = change.result
+        if result.cacheable:
+            with self._lock:
+                self._pickers.pop(result.cache_key, None)
+                self._flights.pop(result.cache_key, None)
+
+    def _fly(self, result: Result) -> Picker[Instance]:
+        key = result.cache_key
+        while True:
+            with self._lock:
+                picker = self._pickers.get(key)
+                if picker is not None:
+                    return picker
+                flight = self._flights.setdefault(key, _Flight())
+            with flight.lock:
+                if flight.has_landed:
+                    continue  # what it brought is cached by now, or it failed
+                try:
+                    picker = self.build(result.instances)
+                    with self._lock:
+                        # A change may have come meanwhile: what it left is newer than ours.
+                        if self._flights.get(key) is flight:
+                            picker = self._pickers.setdefault(key, picker)
+                    return picker
+                finally:
+                    with self._lock:
+                        flight.has_landed = True
+                        if self._flights.get(key) is flight:
+                            del self._flights[key]

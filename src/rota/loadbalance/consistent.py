@@ -1,0 +1,104 @@
+"""Kitex's consistent hash balancer, over a ring that is consistent."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rota.arguments import as_replicas, as_uint64
+from rota.discovery import Change, Instance
+from rota.loadbalance.caching import CachingBalancer
+from rota.loadbalance.interface import Picker
+from rota.loadbalance.weighted import with_weight
+from rota.pickers import ConsistentHash
+from rota.roster import ring_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistentHashOptions:
+    """How a `ConsistentHashBalancer` hashes.
+
+    Parameters
+    ----------
+    get_key : callable (ctx, request) -> str, bytes or int
+        The key of a request. An empty one, or None, gets no instance.
+    replicas : int or None
+        How many instances besides the owner the attempts of a request may go to; None:
+        all of them.
+    virtual_factor : int >= 1
+        Points for each unit of weight (Kitex: 100; an instance without a weight has 10).
+    weighted : bool
+        False: as many points for every instance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A field is of no use.
+    """
+
+    get_key: Callable[[Any, Any], Any]
+    replicas: int | None = None
+    virtual_factor: int = 100
+    weighted: bool = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.get_key):
+            raise TypeError(f"get_key must be callable, got {self.get_key!r}")
+        as_replicas(self.replicas)
+        as_uint64("virtual_factor", self.virtual_factor, 1)
+
+
+class ConsistentHashBalancer(CachingBalancer):
+    """A request's key decides; the same key goes to the same instance, from every client.
+
+    A change moves only the keys of what has changed, and is made in the ring that is
+    there: O(n) to compare and O(points that come or go). Two instances of one name are
+    one, the first, with a warning in the log. Weights as in the weighted balancers.
+    """
+
+    name = "consist"
+
+    def __init__(self, options: ConsistentHashOptions) -> None:
+        if not isinstance(options, ConsistentHashOptions):
+            raise TypeError(f"options must be ConsistentHashOptions, got {options!r}")
+        super().__init__()
+        self._options = options
+
+    def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
+        """Return a new ring. O(points)."""
+        live, weights = self._on_the_ring(instances)
+        options = self._options
+        return ConsistentHash(
+            live,
+            weights,
+            virtual_factor=options.virtual_factor,
+            weighted=options.weighted,
+            get_key=options.get_key,
+            replicas=options.replicas,
+        )
+
+    def rebalance(self, change: Change) -> None:
+        """Change the ring of a cacheable result's key in place; make it if there is none."""
+        result = change.result
+        picker = self._pickers.get(result.cache_key) if result.cacheable else None
+        if isinstance(picker, ConsistentHash):
+            picker.update(*self._on_the_ring(result.instances))
+        else:
+            super().rebalance(change)
+
+    def _on_the_ring(self, instances: tuple[Instance, ...]) -> tuple[list[Instance], list[int]]:
+        live, weights = with_weight(self, instances)
+        by_name: dict[bytes, tuple[Instance, int]] = {}
+        for instance, weight in zip(live, weights, strict=True):
+            by_name.setdefault(ring_name(instance, None), (instance, weight))
+        twice = [i.address for i in live if by_name[ring_name(i, None)][0] is not i]
+        if twice and self.is_news(twice):
+            logger.warning(
+                "%s: %d of %d instances have the ring name of another and get no requests",
+                self.name,
+                len(twice),
+                len(live),
+            )
+        return [i for i, _ in by_name.values()], [weight for _, weight in by_name.values()]
