@@ -19,6 +19,7 @@ Invariants
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memcpy
 
 
 from types import GenericAlias
@@ -71,16 +72,20 @@ cdef class HashPicker:
 
     cdef int changed(self, list indices) except -1:
         """Bring everything in line with the roster, where `indices` have changed."""
-        cdef const int64_t[::1] weights = self.roster.weights
+        cdef object weight_array = self.roster.weights, loads_array = self.loads_array
+        cdef const int64_t[::1] weights = weight_array
         cdef int64_t[::1] loads
+        if len(loads_array) < weights.shape[0]:
+            loads_array = np.zeros(max(2 * weights.shape[0], 8), np.int64)
+        loads = loads_array
+        # In one go, without a chance for another thread's pick or lease; and the addresses
+        # before what kept the old ones alive.
+        if loads_array is not self.loads_array and self.load != NULL:
+            memcpy(&loads[0], self.load, self.n * sizeof(int64_t))
         self.n = weights.shape[0]
-        if len(self.loads_array) < self.n:
-            grown = np.zeros(max(2 * self.n, 8), np.int64)
-            grown[:len(self.loads_array)] = self.loads_array
-            self.loads_array = grown
-        loads = self.loads_array
         self.weight = &weights[0] if self.n else NULL
         self.load = &loads[0] if self.n else NULL
+        self.weight_array, self.loads_array = weight_array, loads_array
         self.total = self.roster.total
         return self.follow(indices)
 

@@ -24,7 +24,7 @@ def load_implementation(name: str) -> SimpleNamespace:
     """Return the pickers, and the modules by stem, of "kernels" or "reference"."""
     modules: dict[str, ModuleType] = {
         stem: import_module(f"rota.{name}.{stem}")
-        for stem in (*PICKERS, *HASH_PICKERS, "picker", "hash_picker", "murmur3", "splitmix64")
+        for stem in (*PICKERS, *HASH_PICKERS, "picker", "hash_picker", "md5", "murmur3", "splitmix64")
     }
     pickers = {
         class_name: getattr(modules[stem], class_name)

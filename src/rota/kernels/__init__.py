@@ -17,6 +17,7 @@ STEMS = (
     "interleaved_weighted_round_robin",
     "ketama",
     "maglev",
+    "md5",
     "murmur3",
     "picker",
     "round_robin",

@@ -19,6 +19,7 @@ cdef class HashPicker:
     cdef list slots            # its instances by index; None where one has left
     cdef object get_key
     cdef object place_by_rule  # bytes -> place, or None: MurmurHash3
+    cdef object weight_array   # the roster's, as of the last change
     cdef const int64_t* weight
     cdef int64_t total
     cdef Py_ssize_t n
