@@ -45,7 +45,7 @@ from rota.ring import rule as rule_of
 cimport cython
 
 from rota.kernels.hash_picker cimport HashPicker, instance_at, walk_t
-from rota.kernels.murmur3 cimport murmur3_x64_128
+from rota.kernels.murmur3 cimport MOST_DIGITS, decimal, murmur3_x64_128
 from rota.kernels.splitmix64 cimport uint128
 
 cdef extern from *:
@@ -439,7 +439,7 @@ cdef class ConsistentHash(HashPicker):
             for k in range(n):
                 places[k] = given[k]
             return places
-        text = <uint8_t*>PyMem_Malloc(length + 24)
+        text = <uint8_t*>PyMem_Malloc(length + 1 + MOST_DIGITS)
         if text == NULL:
             PyMem_Free(places)
             raise MemoryError
@@ -478,21 +478,6 @@ cdef void clear(line_t* line) noexcept nogil:
         line.place[j] = NO_PLACE
         line.owner[j] = -1
     line.owner[LINE] = -1
-
-
-cdef Py_ssize_t decimal(uint8_t* out, uint64_t number) noexcept nogil:
-    """Write a number in digits; return how many."""
-    cdef uint8_t digits[20]
-    cdef Py_ssize_t n = 0, k
-    while True:
-        digits[n] = <uint8_t>(c"0" + number % 10)
-        n += 1
-        number = number // 10
-        if number == 0:
-            break
-    for k in range(n):
-        out[k] = digits[n - 1 - k]
-    return n
 
 
 cdef bint precedes(ConsistentHash ring, uint64_t place, int32_t index, uint64_t other_place,

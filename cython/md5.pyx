@@ -17,7 +17,9 @@ Cost: some 200 ns for a short key, nearly all of it MD5; 16 bytes a place.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -31,6 +33,8 @@ import numpy as np
 from rota.arguments import as_places
 
 cimport cython
+
+from rota.kernels.murmur3 cimport MOST_DIGITS, decimal
 
 ctypedef uint8_t* (*md5_t)(const uint8_t* data, size_t length, uint8_t* digest) noexcept nogil
 
@@ -102,14 +106,15 @@ def key_digest(key):
 
 def label_digests(str name, Py_ssize_t count):
     """Return the MD5 of "NAME-0", "NAME-1" and so on to count - 1, 16 bytes each. O(count)."""
-    cdef Py_ssize_t k
-    cdef bytes label
+    cdef bytes stem = f"{name}-".encode()
+    cdef Py_ssize_t k, length = PyBytes_GET_SIZE(stem)
     cdef bytes digests = PyBytes_FromStringAndSize(NULL, 16 * max(count, 0))
     cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(digests)
-    cdef bytes stem = f"{name}-".encode()
+    cdef bytearray label = bytearray(length + MOST_DIGITS)
+    cdef uint8_t* text = <uint8_t*>PyByteArray_AS_STRING(label)
+    memcpy(text, PyBytes_AS_STRING(stem), length)
     for k in range(count):
-        label = b"%b%d" % (stem, k)
-        md5(<const uint8_t*>PyBytes_AS_STRING(label), PyBytes_GET_SIZE(label), out + 16 * k)
+        md5(text, length + decimal(text + length, k), out + 16 * k)
     return digests
 
 
@@ -146,25 +151,26 @@ cdef class Places:
             Another type, length or order; nothing has changed.
         """
         cdef const uint64_t[::1] given = as_places(places)
-        held = np.ascontiguousarray(owners, np.int32)
-        cdef const int32_t[::1] numbers = held
-        cdef Py_ssize_t n = given.shape[0], k
+        cdef const int32_t[::1] numbers = np.ascontiguousarray(owners, np.int32)
+        cdef Py_ssize_t n = given.shape[0], n_names = len(names), k, r
+        cdef uint32_t[::1] first
         cdef int bits = 0
         if numbers.shape[0] != n:
             raise ValueError(f"places and owners differ in length: {n} != {numbers.shape[0]}")
         for k in range(n):
-            if not 0 <= numbers[k] < len(names):
-                raise ValueError(f"owners must be in [0, {len(names)}), got {numbers[k]} at {k}")
+            if not 0 <= numbers[k] < n_names:
+                raise ValueError(f"owners must be in [0, {n_names}), got {numbers[k]} at {k}")
             if k and given[k] < given[k - 1]:
                 raise ValueError(f"places must ascend, got {given[k]} after {given[k - 1]}")
         while <Py_ssize_t>1 << bits < n and bits < 31:
             bits += 1
-        if bits:
-            starts = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
-        else:
-            starts = np.zeros(1, np.uint64)
-        self.first = np.searchsorted(np.asarray(given), starts).astype(np.uint32)
-        self.places, self.owners, self.names = given, numbers, names.copy()
+        # Count up to the end of each range, from which follows where the next one begins.
+        first = np.zeros((<Py_ssize_t>1 << bits) + 1, np.uint32)
+        for k in range(n):
+            first[((given[k] >> 1) >> (63 - bits)) + 1] = <uint32_t>(k + 1)
+        for r in range(1, first.shape[0]):
+            first[r] = max(first[r], first[r - 1])
+        self.places, self.owners, self.names, self.first = given, numbers, names.copy(), first
         self.shift = 63 - bits   # of a place shifted by one already: 64 is too far
         self.n = n
 

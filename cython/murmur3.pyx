@@ -113,6 +113,20 @@ cdef hash128_t murmur3_x64_128(const uint8_t* data, Py_ssize_t length,
     return digest
 
 
+cdef Py_ssize_t decimal(uint8_t* out, uint64_t number) noexcept nogil:
+    cdef uint8_t digits[MOST_DIGITS]
+    cdef Py_ssize_t n = 0, k
+    while True:
+        digits[n] = <uint8_t>(c"0" + number % 10)
+        n += 1
+        number = number // 10
+        if number == 0:
+            break
+    for k in range(n):
+        out[k] = digits[n - 1 - k]
+    return n
+
+
 cdef int hash_key(object key, uint64_t* out) except -1:
     cdef Py_ssize_t length
     cdef const char* text

@@ -17,6 +17,8 @@ PICKERS = {
     "weighted_random": "WeightedRandom",
 }
 
+OTHER_STEMS = ("hash_picker", "md5", "murmur3", "picker", "splitmix64")
+
 HASH_PICKERS = {"ketama": "ConsistentHash", "maglev": "Maglev"}
 
 
@@ -24,7 +26,15 @@ def load_implementation(name: str) -> SimpleNamespace:
     """Return the pickers, and the modules by stem, of "kernels" or "reference"."""
     modules: dict[str, ModuleType] = {
         stem: import_module(f"rota.{name}.{stem}")
-        for stem in (*PICKERS, *HASH_PICKERS, "picker", "hash_picker", "md5", "murmur3", "splitmix64")
+        for stem in (
+            *PICKERS,
+            *HASH_PICKERS,
+            "picker",
+            "hash_picker",
+            "md5",
+            "murmur3",
+            "splitmix64",
+        )
     }
     pickers = {
         class_name: getattr(modules[stem], class_name)

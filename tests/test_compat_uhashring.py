@@ -484,7 +484,7 @@ def changed(ring, change):
     return outcome(getattr(ring, name), *arguments)
 
 
-@settings(max_examples=4000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     options,
     st.dictionaries(names, confs, max_size=4) | st.lists(names, max_size=4) | names,

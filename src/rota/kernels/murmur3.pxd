@@ -12,3 +12,9 @@ cdef hash128_t murmur3_x64_128(const uint8_t* data, Py_ssize_t length, uint64_t 
 # The first word of the hash (seed 0) of a key, by the one rule for keys; raises TypeError
 # or ValueError for what can be no key.
 cdef int hash_key(object key, uint64_t* out) except -1
+
+cdef enum:
+    MOST_DIGITS = 20
+
+# Write a number in decimal digits, for labels such as NAME-NUMBER; return how many.
+cdef Py_ssize_t decimal(uint8_t* out, uint64_t number) noexcept nogil
