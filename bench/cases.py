@@ -10,21 +10,35 @@ A case is a statement as its users would write it, with the objects it names. Wh
     numpy.copyto      a copy of as many int32, the least any fill can cost
     floor             the empty method of floor.pyx
 
+and for keys
+
+    mmh3.digest       mmh3_x64_128_utupledigest, of bytes
+    mmh3.hash64       with its default arguments
+    bisect            a sorted list of points (mmh3.hash64), 160 for each instance
+    uhashring         its HashRing as it comes, or with hash_fn="ketama"
+    drop-in           rota.compat.uhashring.HashRing, likewise
+    rendezvous        pymemcache's RendezvousHash
+
+which appear where they are installed.
+
 All run on the same instances and weights. Compiled pickers have walked whole periods
 before a case begins, so that tables are filled and first cycles are over; a cycle has
 gone round once. Twins, and a weighted round robin too long for a table, start as they are.
+Rings pick for keys that change with every pick.
 """
 
 import gc
 import itertools
+import pickle
 import random
 import re
 import shutil
 import tracemalloc
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from math import gcd
@@ -33,10 +47,13 @@ from tempfile import TemporaryDirectory
 from timeit import Timer
 from typing import Any
 
+import mmh3
 import numpy as np
 
-from rota import Instance, Result, WeightedRoundRobinBalancer
+from rota import Instance, Result, WeightedRoundRobinBalancer, moved
+from rota.kernels.murmur3 import key_hash
 from rota.kernels.splitmix64 import SplitMix64
+from rota.reference.murmur3 import key_hash as key_hash_twin
 from rota.reference.splitmix64 import GAMMA, MASK, mix
 from rota.reference.splitmix64 import SplitMix64 as SplitMix64Twin
 
@@ -106,17 +123,49 @@ class Case:
         Locals of the loop, so that no statement pays for a global.
     units : int
         Picks, elements or instances that one statement makes.
+    undo : str
+        What takes the statement back; not in the time.
+    net_of : Case, or None
+        Whose time is no part of this one's; None: an empty loop's.
     """
 
     statement: str
     names: dict[str, Any]
     units: int = 1
+    undo: str = ""
+    net_of: "Case | None" = None
 
     def timer(self) -> Timer:
         """Return a loop of its own code, in which CPython specialises the call for this case."""
-        used = set(re.findall(r"\w+", self.statement)) & self.names.keys()
+        used = set(re.findall(r"\w+", f"{self.statement} {self.undo}")) & self.names.keys()
         setup = "; ".join(f"{name} = names[{name!r}]" for name in sorted(used))
-        return Timer(self.statement, setup, globals={"names": self.names})
+        if not self.undo:
+            return Timer(self.statement, setup, globals={"names": self.names})
+        return UndoneTimer(self.statement, self.undo, {name: self.names[name] for name in used})
+
+
+class UndoneTimer(Timer):
+    """A loop that undoes each statement, outside of the time it returns."""
+
+    def __init__(self, statement: str, undo: str, names: dict[str, Any]) -> None:
+        super().__init__()
+        scope: dict[str, Any] = {}
+        exec(UNDONE_LOOP.format(names=", ".join(names), statement=statement, undo=undo), scope)
+        self.inner = lambda repeats, clock: scope["loop"](repeats, clock, **names)
+
+
+UNDONE_LOOP = """
+def loop(_repeats, _clock, {names}):
+    _spent = 0.0
+    for _ in _repeats:
+        _began = _clock()
+        {statement}
+        _spent += _clock() - _began
+        {undo}
+    return _spent
+"""
+NOTHING = Case("pass", {})
+NOTHING_UNDONE = Case("pass", {}, undo="pass")
 
 
 class Server:
@@ -268,15 +317,26 @@ def bytes_per_instance(stem: str, n: int, who: str = "kernel") -> float:
     building from a list and walking a period, over n. The small fixed part is included.
     """
     make, listed, given = maker(stem, who), servers(n), weights(n)
+
+    def walked() -> Any:
+        made = make(listed, given)
+        walk(stem, who, made, given)
+        return made
+
+    return bytes_held(walked) / n
+
+
+def bytes_held(make: Callable[[], Any]) -> int:
+    """Return the bytes that are left after `make()` while what it returns lives."""
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    made = make(listed, given)
-    walk(stem, who, made, given)
+    made = make()
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return (after - before) / n
+    del made
+    return after - before
 
 
 @cache
@@ -334,7 +394,255 @@ NUMBERS = {
 }
 
 
+# -- keys ---------------------------------------------------------------------------------
+
+RINGS = {"ketama": "ConsistentHash", "maglev": "Maglev"}
+RING_SIZES = (10, 100, 1_000, 10_000)
+VIRTUAL_FACTOR = 160  # points of an instance
+TABLE_SIZE = 65_537  # slots of Maglev
+KEYS = 1_024
+SLOW_KEYS = 64  # where a look-up takes as long as a hundred
+COLD_KEYS = 262_144  # of which each is looked up in a line, or a slot, that is in no near cache
+NEWCOMERS = 256  # instances that come and go
+LARGEST_RIVAL = {  # instances of the largest that is made in a second or three
+    "twin": 10_000,
+    "bisect": 10_000,
+    "uhashring": 1_000,
+    "uhashring ketama": 100,
+    "drop-in": 1_000,
+    "drop-in ketama": 100,
+    "rendezvous": 10,
+}
+MODULES = {
+    "uhashring": "uhashring",
+    "drop-in": "rota.compat.uhashring",
+    "rendezvous": "pymemcache.client.rendezvous",
+}
+
+PICK_KEYS = "for key in keys: p.pick(key)"
+GET_NODES = "for key in keys: p.get_node(key)"
+RING_STATEMENTS = {
+    "pick": {
+        "kernel": PICK_KEYS,
+        "twin": PICK_KEYS,
+        "bisect": PICK_KEYS,
+        "uhashring": GET_NODES,
+        "uhashring ketama": GET_NODES,
+        "drop-in": GET_NODES,
+        "drop-in ketama": GET_NODES,
+        "rendezvous": GET_NODES,
+    },
+    "pick_cold": {"kernel": PICK_KEYS, "bisect": PICK_KEYS},
+    "pick_many": dict.fromkeys(("kernel", "twin"), "p.pick_many(keys)"),
+    "indices": dict.fromkeys(("kernel", "twin"), "p.indices(hashes, out)"),
+    "build": dict.fromkeys(
+        ("kernel", "twin", "bisect", "uhashring", "uhashring ketama"), "make(servers)"
+    ),
+    "add": {
+        "kernel": "i = p.add(next(newcomers))",
+        "twin": "i = p.add(next(newcomers))",
+        "uhashring": "i = next(newcomers); p.add_node(i)",
+    },
+    "remove": {
+        "kernel": "i = next(order); p.remove(i)",
+        "twin": "i = next(order); p.remove(i)",
+        "uhashring": "i = next(order); p.remove_node(servers[i])",
+    },
+    "add_remove": dict.fromkeys(("kernel", "twin"), "p.remove(p.add(next(newcomers)))"),
+    "set_weight": dict.fromkeys(("kernel", "twin"), "i = next(order); p.set_weight(i, 2)"),
+    "moved": {"kernel": "moved(p, after)"},
+    # What all hash pickers share.
+    "pick_n": dict.fromkeys(("kernel", "twin"), "for key in keys: p.pick_n(key, 3)"),
+    "attempts": dict.fromkeys(("kernel", "twin"), "for key in keys: p.attempts(None, key).next()"),
+    "all_attempts": dict.fromkeys(("kernel", "twin"), "list(p.attempts(None, keys[0]))"),
+    "next": dict.fromkeys(("kernel", "twin"), "for key in keys: p.next(ctx, key)"),
+    "next_get_key": dict.fromkeys(("kernel", "twin"), "for key in keys: p.next(ctx, key)"),
+    "acquire": dict.fromkeys(("kernel", "twin"), "for key in keys: p.acquire(key).release()"),
+    "pickle": dict.fromkeys(("kernel", "twin"), "pickle.loads(pickle.dumps(p))"),
+}
+UNDO = {
+    "add": {"kernel": "p.remove(i)", "twin": "p.remove(i)", "uhashring": "p.remove_node(i)"},
+    # An index that has become free is the next to be given out.
+    "remove": {
+        "kernel": "p.add(servers[i])",
+        "twin": "p.add(servers[i])",
+        "uhashring": "p.add_node(servers[i])",
+    },
+    "set_weight": dict.fromkeys(("kernel", "twin"), "p.set_weight(i, 1)"),
+}
+
+
+def own_key(ctx: Any, request: Any) -> Any:
+    """Return the key of a request: itself."""
+    return request
+
+
+OPTIONS = {"next_get_key": {"get_key": own_key}, "acquire": {"load_factor": 1.25}}
+
+
+class BisectRing:
+    """What one writes by hand. Its points are ConsistentHash's, and so are its picks."""
+
+    def __init__(self, names: list[str]) -> None:
+        points = sorted(
+            (mmh3.hash64(f"{name}-{k}", signed=False)[0], name)
+            for name in names
+            for k in range(VIRTUAL_FACTOR)
+        )
+        self.places = [place for place, _ in points]
+        self.owners = [name for _, name in points]
+
+    def pick(self, key: str) -> str:
+        """Return the owner of a key."""
+        at = bisect_left(self.places, mmh3.hash64(key, signed=False)[0])
+        return self.owners[at if at < len(self.places) else 0]
+
+
+@cache
+def names(n: int) -> list[str]:
+    """Return the n instances of a ring, which are their own names."""
+    return [f"server-{i}:80" for i in range(n)]
+
+
+@cache
+def keys(count: int = KEYS) -> list[str]:
+    """Return that many of the keys with which the Go benches of Kitex's ring were run.
+
+    Key i is "user:NNNNNN", 100000 + SplitMix64(7000 + i).next() % 900000.
+    """
+    return [f"user:{100_000 + mix((7_000 + i + GAMMA) & MASK) % 900_000}" for i in range(count)]
+
+
+@cache
+def key_loop(count: int = KEYS) -> Case:
+    """Return the loop over the keys and nothing else."""
+    return Case("for key in keys: pass", {"keys": keys(count)}, count)
+
+
+def floor_of_keys(count: int = KEYS) -> Case:
+    """Return the floor of a method with one argument, the keys one after another."""
+    named = {"p": floor_class()(servers(1)[0]), "keys": keys(count)}
+    return Case("for key in keys: p.one_argument(key)", named, count, net_of=key_loop(count))
+
+
+def is_there(who: str) -> bool:
+    """Return whether what `who` is made of can be imported."""
+    try:
+        import_module(MODULES.get(who.partition(" ")[0], "rota"))
+    except ImportError:
+        return False
+    return True
+
+
+def ring_maker(stem: str, who: str) -> Callable[..., Any]:
+    """Return what makes a ring, or what people keep in its place, of a list of names."""
+    if who in ("kernel", "twin"):
+        package = {"kernel": "kernels", "twin": "reference"}[who]
+        made = getattr(import_module(f"rota.{package}.{stem}"), RINGS[stem])
+        if stem == "maglev":
+            return partial(made, table_size=TABLE_SIZE)
+        return partial(made, virtual_factor=VIRTUAL_FACTOR)
+    if who == "bisect":
+        return BisectRing
+    library, _, mode = who.partition(" ")
+    module = import_module(MODULES[library])
+    if library == "rendezvous":
+        return module.RendezvousHash
+    return partial(module.HashRing, **({"hash_fn": mode} if mode else {}))
+
+
+def ring_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
+    """Make a case of a ring, ready to run.
+
+    Parameters
+    ----------
+    stem, measure, who : str
+        Keys of RINGS and of RING_STATEMENTS.
+    n : int
+        Instances.
+    """
+    make, statement = ring_maker(stem, who), RING_STATEMENTS[measure][who]
+    undo = UNDO.get(measure, {}).get(who, "")
+    count = SLOW_KEYS if who == "rendezvous" else COLD_KEYS if measure == "pick_cold" else KEYS
+    named: dict[str, Any] = {"make": make, "servers": names(n), "keys": keys(count)}
+    named |= {"ctx": object(), "pickle": pickle, "moved": moved}
+    if measure != "build":
+        named["p"] = make(names(n).copy(), **OPTIONS.get(measure, {}))
+    if measure in ("add", "remove", "add_remove", "set_weight"):
+        order = random.Random(42).sample(range(n), n)
+        newcomers = names(n + NEWCOMERS)[n:]
+        named |= {"order": itertools.cycle(order), "newcomers": itertools.cycle(newcomers)}
+    if measure == "indices":
+        places = np.random.default_rng(42).integers(0, 2**64, ELEMENTS, np.uint64)
+        named |= {"hashes": places, "out": np.empty(ELEMENTS, np.int32)}
+    if measure == "moved":
+        named["after"] = make(names(n + 1))
+    if statement.startswith("for key"):
+        return Case(statement, named, count, net_of=key_loop(count))
+    units = {"pick_many": KEYS, "indices": ELEMENTS, "all_attempts": n}.get(measure, 1)
+    return Case(statement, named, units, undo, NOTHING_UNDONE if undo else None)
+
+
+def ring_grid(
+    stem: str, measure: str, *, largest: int = RING_SIZES[-1], twin: int = LARGEST_RIVAL["twin"]
+) -> list[tuple[int, str]]:
+    """Return every (n, who) of a ring's measure that ends in reasonable time."""
+    limits = LARGEST_RIVAL | {"kernel": largest, "twin": twin}
+    return [
+        (n, who)
+        for n in RING_SIZES
+        for who in RING_STATEMENTS[measure]
+        if n <= min(largest, limits[who])
+        and is_there(who)
+        and not (stem == "maglev" and who.startswith("drop-in"))
+    ]
+
+
+def bytes_per_point(stem: str, n: int, who: str = "kernel") -> float:
+    """Return the bytes that a point of a ring, or a slot of a table, costs.
+
+    By tracemalloc: what is left after building from a list, the instances apart, over the
+    number of points. What there is for each instance is included.
+    """
+    make, listed = ring_maker(stem, who), names(n)
+    return bytes_held(lambda: make(listed)) / (
+        n * VIRTUAL_FACTOR if stem == "ketama" else TABLE_SIZE
+    )
+
+
+def hash_cases(kind: str) -> dict[str, Case]:
+    """Return the cases of one key's hash.
+
+    `kind`: "str", "bytes", "int" (the former of 17 bytes), or "4 KiB".
+    """
+    text = "user:000000123456"
+    key = {"str": text, "bytes": text.encode(), "int": 123_456_789_012, "4 KiB": bytes(4_096)}[kind]
+    data = {"str": "key.encode()", "int": "key.to_bytes(8, 'little')"}.get(kind, "key")
+    digest = mmh3.mmh3_x64_128_utupledigest
+    return {
+        "kernel": Case("key_hash(key)", {"key_hash": key_hash, "key": key}),
+        "twin": Case("key_hash(key)", {"key_hash": key_hash_twin, "key": key}),
+        "mmh3.digest": Case(f"digest({data}, 0)", {"digest": digest, "key": key}),
+        "mmh3.hash64": Case(
+            f"hash64({data if kind == 'int' else 'key'})", {"hash64": mmh3.hash64, "key": key}
+        ),
+    }
+
+
+HASHES = {kind: hash_cases(kind) for kind in ("str", "bytes", "int", "4 KiB")}
+
+
 def run(benchmark: Any, timed: Case, repeats: int = PICKS) -> None:
-    """Benchmark `repeats` of a statement, so that microseconds read as ns for 1,000 picks."""
+    """Benchmark `repeats` of a statement, so that microseconds read as ns for 1,000 picks.
+
+    A statement that is undone is run once a round.
+    """
+    if timed.undo:
+        scope = dict(timed.names)
+        done, undone = (compile(text, "", "exec") for text in (timed.statement, timed.undo))
+        exec(done, scope)
+        benchmark.extra_info.update(statement=timed.statement, units=timed.units)
+        benchmark.pedantic(exec, (done, scope), setup=lambda: exec(undone, scope), rounds=repeats)
+        return
     benchmark.extra_info.update(statement=timed.statement, units=repeats * timed.units)
     benchmark(timed.timer().timeit, repeats)

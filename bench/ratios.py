@@ -2,12 +2,13 @@
 
 All that is compared is timed side by side in one process. In each round each case is
 timed once, in random order, each in a loop of its own (timeit's: `for _ in repeat(None, k)`,
-GC off); the time of an empty loop in the same round is taken off; a ratio is formed in every
-round, and its median over the rounds is judged. k is such that one timing takes 0.2 ms, so
-slow cases are called fewer times.
+GC off); the time of an empty loop in the same round is taken off, for keys that of the loop
+over the same keys; a ratio is formed in every round, and its median over the rounds is
+judged. k is such that one timing takes 0.2 ms, so slow cases are called fewer times.
 
-Against the floor a ratio is a cost, rota / floor; against anything else it is how many
-times as fast rota is, other / rota.
+Against the floor, or itself with fewer instances, a ratio is a cost, rota / floor; against
+anything else it is how many times as fast rota is, other / rota. Against nothing it is no
+ratio but a time or a size, with its unit.
 """
 
 import argparse
@@ -27,14 +28,24 @@ from timeit import Timer
 import numpy as np
 from cases import (
     CLASSES,
+    COLD_KEYS,
+    HASHES,
+    NOTHING,
     NUMBERS,
+    RING_SIZES,
+    RINGS,
     SIZES,
     Case,
     balanced,
     bytes_per_instance,
+    bytes_per_point,
     case,
     floor,
+    floor_of_keys,
+    floor_of_one,
     grid,
+    ring_case,
+    ring_grid,
     servers,
     table_bytes,
     weights,
@@ -44,12 +55,16 @@ from rich.table import Table
 
 import rota
 
-STEMS = (*CLASSES, "picker", "splitmix64")
+STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS)
 SECONDS = 0.0002  # one timing
 LONGEST_GROUP = 6.0  # seconds, after which there are no more rounds
+LONGEST_RING_GROUP = 2.0
 FEWEST_ROUNDS = 9
+SLOW = 0.05  # seconds: what takes longer is not calibrated
 SMALL = (10, 100, 1_000)
 OUT = (10_000, 1_000_000)  # elements of the arrays to fill
+UNITS = {"us": 1e3, "ms": 1e6}  # in ns
+FEWER = "n = 10"  # what a change of a large ring is compared to
 
 # At most: rota / floor.
 PICK_BAR = {
@@ -60,6 +75,8 @@ PICK_BAR = {
 }
 LARGE_PICK_BAR = 2.5  # n = 10,000
 BALANCER_BAR = 8.0
+RING_PICK_BAR = {100: 3.0, 10_000: 6.0}  # pick(str), by instances of 160 points
+CHANGE_GROWTH_BAR = 8.0  # an instance comes or goes: n = 10,000 / n = 10
 # At least: other / rota.
 TWIN_BAR = {
     "round_robin": (5.0, SMALL),
@@ -70,13 +87,27 @@ TWIN_BAR = {
 CHOICES_BAR = 60.0  # n = 100
 NUMPY_CHOICE_BAR = 20.0
 COPY_BAR = 0.25
+RING_BARS = {  # pick(str), by whom it is compared to and how many instances
+    **{("twin", n): 8.0 for n in RING_SIZES},
+    ("uhashring", 100): 25.0,
+    ("uhashring ketama", 100): 25.0,
+    ("rendezvous", 10): 200.0,
+}
+DROP_IN_BAR = 8.0  # n = 100
+ADD_NODE_BAR = 1_000.0  # n = 1,000, uhashring
 # At most.
 MEMORY_BAR = 64.0  # bytes an instance
+POINT_BAR = 40.0  # bytes a point
+CHANGE_BAR = 100.0  # us, an instance comes or goes, n = 10,000
+BUILD_BAR = 250.0  # ms, n = 10,000
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; times in ns, for one pick, element or instance."""
+    """One line of the table; times in ns, for one pick, element or instance.
+
+    Without a `unit` the value is a ratio.
+    """
 
     stem: str
     what: str
@@ -89,6 +120,7 @@ class Row:
     bar: float | None
     at_most: bool
     rounds: int | None
+    unit: str = ""
 
     @property
     def holds(self) -> bool | None:
@@ -106,17 +138,24 @@ class Group:
     ----------
     cases : dict of Case
     pairs : list of (what, rota's case, against, bar or None)
+        Against a case, or, to judge the time itself, one of UNITS.
+    seconds : float
+        After which there are no more rounds.
     """
 
     stem: str
     n: int | None
     cases: dict[str, Case]
     pairs: list[tuple[str, str, str, float | None]]
+    seconds: float = LONGEST_GROUP
+    fewest_rounds: int = FEWEST_ROUNDS
 
 
 def calibrated(timer: Timer) -> int:
     """Return how many statements take one timing's time."""
     k = 1
+    if timer.timeit(1) > SLOW:
+        return 1
     while (seconds := min(timer.repeat(3, k))) < SECONDS / 4:
         k *= 2
     return max(1, round(k * SECONDS / seconds))
@@ -125,20 +164,26 @@ def calibrated(timer: Timer) -> int:
 def timed(group: Group, most_rounds: int) -> list[Row]:
     """Time a group and return its rows."""
     units = {name: timed_case.units for name, timed_case in group.cases.items()}
-    timers = {name: timed_case.timer() for name, timed_case in group.cases.items()}
-    timers["empty"] = Timer("pass")
+    empty = {name: timed_case.net_of or NOTHING for name, timed_case in group.cases.items()}
+    timers: dict[str | int, Timer] = {
+        name: timed_case.timer() for name, timed_case in group.cases.items()
+    }
+    timers |= {id(loop): loop.timer() for loop in empty.values()}
     repeats = {name: calibrated(timer) for name, timer in timers.items()}
     names = list(timers)
     order = random.Random(42)
     rounds: list[dict[str, float]] = []
-    end = time.perf_counter() + LONGEST_GROUP
+    end = time.perf_counter() + group.seconds
     while len(rounds) < most_rounds:
-        if len(rounds) >= FEWEST_ROUNDS and time.perf_counter() > end:
+        if len(rounds) >= group.fewest_rounds and time.perf_counter() > end:
             break
         order.shuffle(names)
         spent = {name: timers[name].timeit(repeats[name]) / repeats[name] for name in names}
         rounds.append(
-            {name: (spent[name] - spent["empty"]) / units[name] * 1e9 for name in group.cases}
+            {
+                name: (spent[name] - spent[id(empty[name])]) / units[name] * 1e9
+                for name in group.cases
+            }
         )
     return [row(group, pair, rounds) for pair in group.pairs]
 
@@ -148,22 +193,27 @@ def row(
 ) -> Row:
     """Compare two cases of a group round by round."""
     what, name, against, bar = pair
-    is_cost = against == "floor"
-    upper, lower = (name, against) if is_cost else (against, name)
-    ratios = [net[upper] / net[lower] for net in rounds]
+    unit = against if against in UNITS else ""
+    is_cost = bool(unit) or against in ("floor", FEWER)
+    if unit:
+        ratios = [net[name] / UNITS[unit] for net in rounds]
+    else:
+        upper, lower = (name, against) if is_cost else (against, name)
+        ratios = [net[upper] / net[lower] for net in rounds]
     low, median, high = statistics.quantiles(ratios, n=4)
     return Row(
         stem=group.stem,
         what=what,
         n=group.n,
         ns=statistics.median(net[name] for net in rounds),
-        against=against,
-        against_ns=statistics.median(net[against] for net in rounds),
+        against="" if unit else against,
+        against_ns=None if unit else statistics.median(net[against] for net in rounds),
         value=median,
         quartiles=(low, high),
         bar=bar,
         at_most=is_cost,
         rounds=len(rounds),
+        unit=unit,
     )
 
 
@@ -224,7 +274,123 @@ def memory_row(stem: str, n: int) -> Row:
     table = table_bytes(stem, weights(n))
     what = "B an instance" + (f", less {table:,}" if table else "")
     value = bytes_per_instance(stem, n) - table / n
-    return Row(stem, what, n, None, "", None, value, None, MEMORY_BAR, True, None)
+    return Row(stem, what, n, None, "", None, value, None, MEMORY_BAR, True, None, "B")
+
+
+def ring_pick_group(stem: str, n: int) -> Group:
+    """One pick of a ring by key beside the floor, its twin and what people use today."""
+    whom = [who for size, who in ring_grid(stem, "pick") if size == n]
+    cases = {who: ring_case(stem, "pick", n, who) for who in whom}
+    is_judged = stem == "ketama"
+    pairs = [("pick(str)", "kernel", "floor", RING_PICK_BAR.get(n) if is_judged else None)]
+    for who in whom[1:]:
+        if not who.startswith("drop-in"):
+            bar = RING_BARS.get((who, n)) if is_judged else None
+            pairs.append(("pick(str)", "kernel", who, bar))
+        else:
+            bar = DROP_IN_BAR if n == 100 else None
+            library = who.replace("drop-in", "uhashring")
+            pairs.append((f"{who} get_node", who, library, bar))
+    return Group(stem, n, cases | {"floor": floor_of_keys()}, pairs, LONGEST_RING_GROUP)
+
+
+def ring_ways_group(stem: str, n: int) -> Group:
+    """Return the other ways to look keys up, beside the floor."""
+    ways = {"pick_many": "pick_many, a pick", "indices": "indices, a place"}
+    cases = {measure: ring_case(stem, measure, n) for measure in ways}
+    pairs = [(what, measure, "floor", None) for measure, what in ways.items()]
+    return Group(stem, n, cases | {"floor": floor_of_keys()}, pairs, LONGEST_RING_GROUP)
+
+
+def ring_cold_group(stem: str, n: int) -> Group:
+    """Picks for so many keys that no near cache holds what they touch."""
+    cases = {"kernel": ring_case(stem, "pick_cold", n), "floor": floor_of_keys(COLD_KEYS)}
+    pairs = [(f"pick(str), {COLD_KEYS:,} keys", "kernel", "floor", None)]
+    return Group(stem, n, cases, pairs, LONGEST_RING_GROUP)
+
+
+def ring_change_groups(stem: str) -> Iterator[Group]:
+    """Yield what instances that come, go or change cost, at every size."""
+    cases: dict[int, dict[str, Case]] = {}
+    for n in RING_SIZES:
+        measures = ("add", "remove", "add_remove", "set_weight")
+        cases[n] = {measure: ring_case(stem, measure, n) for measure in measures}
+        bar = CHANGE_BAR if (stem, n) == ("ketama", 10_000) else None
+        pairs = [
+            ("add", "add", "us", bar),
+            ("remove", "remove", "us", bar),
+            ("add and remove", "add_remove", "us", None),
+            ("set_weight, 1 to 2", "set_weight", "us", None),
+        ]
+        yield Group(stem, n, cases[n], pairs, LONGEST_RING_GROUP / 2)
+    few, many = RING_SIZES[0], RING_SIZES[-1]
+    bar = CHANGE_GROWTH_BAR if stem == "ketama" else None
+    for measure in ("add", "remove"):
+        pair = {FEWER: cases[few][measure], "kernel": cases[many][measure]}
+        yield Group(stem, many, pair, [(measure, "kernel", FEWER, bar)], LONGEST_RING_GROUP / 2)
+    for who, n in (("twin", 100), ("uhashring", 1_000)):
+        for measure in ("add", "remove"):
+            if (n, who) not in ring_grid(stem, measure):
+                continue
+            is_judged = (stem, who, measure) == ("ketama", "uhashring", "add")
+            pair = {"kernel": cases[n][measure], who: ring_case(stem, measure, n, who)}
+            pairs = [(measure, "kernel", who, ADD_NODE_BAR if is_judged else None)]
+            yield Group(stem, n, pair, pairs, LONGEST_RING_GROUP / 2)
+
+
+def ring_build_groups(stem: str) -> Iterator[Group]:
+    """Yield the build: as it is, and where they are fast enough beside twin and uhashring."""
+    for n in RING_SIZES:
+        bar = BUILD_BAR if (stem, n) == ("ketama", 10_000) else None
+        whom = ["kernel"]
+        if n == 100:
+            whom = [who for size, who in ring_grid(stem, "build") if size == n]
+        cases = {who: ring_case(stem, "build", n, who) for who in whom}
+        pairs = [("build", "kernel", "ms", bar)]
+        pairs += [("build", "kernel", who, None) for who in whom[1:]]
+        yield Group(stem, n, cases, pairs, LONGEST_RING_GROUP)
+
+
+def ring_groups(stem: str) -> Iterator[Group]:
+    """Yield what is timed of a ring."""
+    for n in RING_SIZES:
+        yield ring_pick_group(stem, n)
+    for n in RING_SIZES:
+        yield ring_ways_group(stem, n)
+    yield ring_cold_group(stem, RING_SIZES[-1])
+    yield from ring_build_groups(stem)
+    yield from ring_change_groups(stem)
+    if stem == "ketama":
+        for n in (100, 10_000):
+            cases = {"kernel": ring_case(stem, "moved", n)}
+            pairs = [("moved(before, after)", "kernel", "ms", None)]
+            yield Group(stem, n, cases, pairs, LONGEST_RING_GROUP, 2)
+
+
+def hash_picker_groups() -> Iterator[Group]:
+    """Yield the ways to pick that rings share, and pickling; the picker is a ketama."""
+    n = 100
+    ways = {
+        "pick_n": "pick_n(key, 3)",
+        "attempts": "attempts(None, key).next()",
+        "next": "next(ctx, key)",
+        "next_get_key": "next(ctx, key), get_key",
+        "acquire": "acquire(key), release",
+    }
+    for measure, what in ways.items():
+        cases = {who: ring_case("ketama", measure, n, who) for who in ("kernel", "twin")}
+        cases["floor"] = floor_of_keys()
+        pairs = [(what, "kernel", who, None) for who in ("floor", "twin")]
+        yield Group("hash_picker", n, cases, pairs, LONGEST_RING_GROUP)
+    cases = {who: ring_case("ketama", "pickle", n, who) for who in ("kernel", "twin")}
+    pairs = [("pickle, there and back", "kernel", who, None) for who in ("ms", "twin")]
+    yield Group("hash_picker", n, cases, pairs, LONGEST_RING_GROUP)
+
+
+def point_row(stem: str, n: int) -> Row:
+    """Bytes a point of a ring, or a slot of a table."""
+    what, bar = {"ketama": ("memory, a point", POINT_BAR), "maglev": ("memory, a slot", None)}[stem]
+    return Row(stem, what, n, None, "", None, bytes_per_point(stem, n), None, bar, True, None, "B")
 
 
 def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
@@ -237,6 +403,21 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     if stem == "splitmix64":
         pairs = [("next()", "kernel", who, None) for who in NUMBERS if who != "kernel"]
         yield Group(stem, None, NUMBERS, pairs)
+        return
+    if stem == "murmur3":
+        for kind, cases in HASHES.items():
+            pairs = [
+                (f"key_hash({kind})", "kernel", who, None)
+                for who in ("floor", *cases)
+                if who != "kernel"
+            ]
+            yield Group(stem, None, cases | {"floor": floor_of_one()}, pairs)
+        return
+    if stem == "hash_picker":
+        yield from hash_picker_groups()
+        return
+    if stem in RINGS:
+        yield from ring_groups(stem)
         return
     for n in sizes:
         yield pick_group(stem, n)
@@ -261,6 +442,9 @@ def measured(stems: Sequence[str], sizes: Sequence[int], most_rounds: int) -> It
             for n in sizes:
                 if n >= 1_000:
                     yield memory_row(stem, n)
+        if stem in RINGS:
+            for n in (100, 10_000):
+                yield point_row(stem, n)
 
 
 def machine() -> dict[str, str]:
@@ -298,16 +482,16 @@ def table(rows: Sequence[Row], caption: str) -> Table:
         if before is None or before.stem != line.stem:
             made.add_section()
             made.add_row(f"[bold]{line.stem.replace('_', ' ')}[/]")
-        sign = "<=" if line.at_most else ">="
+        sign, unit = "<=" if line.at_most else ">=", f" {line.unit}".rstrip()
         made.add_row(
             f"  {line.what}",
             "" if line.n is None else f"{line.n:,}",
             digits(line.ns),
             line.against,
             digits(line.against_ns),
-            digits(line.value),
+            digits(line.value) + unit,
             " - ".join(map(digits, line.quartiles)) if line.quartiles else "",
-            "" if line.bar is None else f"{sign} {line.bar:g}",
+            "" if line.bar is None else f"{sign} {line.bar:g}{unit}",
             {None: "", True: "yes", False: "[bold red]no[/]"}[line.holds],
             "" if line.rounds is None else str(line.rounds),
         )
@@ -340,15 +524,18 @@ def main() -> None:
     judged = [line for line in rows if line.bar is not None]
     n_hold = sum(line.holds is True for line in judged)
     method = (
-        "Medians over the rounds; ns net of the empty loop, for one pick, element or instance. "
-        "Against the floor: rota / floor. Against others: other / rota. "
+        "Medians over the rounds; ns net of the empty loop (over the same keys, where there are "
+        "keys), for one pick, element or instance. Against the floor, or itself with n = 10: "
+        "rota / floor. Against others: other / rota. Against nothing: no ratio but a time or "
+        "size, with its unit. "
         f"All side by side in one process, GC off, up to {most_rounds} rounds and "
-        f"{LONGEST_GROUP:g} s a group, {SECONDS * 1e3:g} ms a timing. Warmed up: whole periods "
-        "walked, tables filled. Memory by tracemalloc, from a list, after a period; less the "
-        "period table (at most 256 KiB) of weighted round robin, where it has one."
+        f"{LONGEST_GROUP:g} s a group (rings: {LONGEST_RING_GROUP:g} s), {SECONDS * 1e3:g} ms a "
+        "timing. Warmed up: whole periods walked, tables filled. Memory by tracemalloc, from a "
+        "list, after a period; less the period table (at most 256 KiB) of weighted round robin, "
+        "where it has one."
     )
     console = Console()
-    console.width = max(console.width, 140)
+    console.width = max(console.width, 160)
     console.print(table(rows, method))
     console.print(", ".join(f"{key}: {value}" for key, value in on.items()), highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s", highlight=False)
