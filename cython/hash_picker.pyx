@@ -193,7 +193,7 @@ cdef class HashPicker:
         """
         cdef uint64_t place = 0
         cdef list found = []
-        cdef Py_ssize_t count = as_count(n)
+        cdef Py_ssize_t count = min(as_count(n), self.roster.n_live)
         cdef HashAttempts attempts
         self.place(key, &place)
         attempts = HashAttempts(self, key)
@@ -396,6 +396,8 @@ cdef class HashAttempts:
         if self.key is None or len(self.tried) >= self.picker.most_attempts:
             return None
         self.picker.place(self.key, &place)
+        if len(self.tried) >= self.picker.roster.n_live:
+            return None
         if not self.tried:
             i = hash_picker_index(self.picker, place)
             if i < 0:
@@ -407,8 +409,6 @@ cdef class HashAttempts:
 
     cdef object untried(self):
         cdef int32_t i
-        if len(self.tried) >= self.picker.roster.n_live:
-            return None
         while True:
             i = self.picker.step(&self.walk)
             if i < 0:

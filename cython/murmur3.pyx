@@ -20,6 +20,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 
 from numbers import Integral
@@ -131,20 +132,20 @@ cdef int hash_key(object key, uint64_t* out) except -1:
     cdef Py_ssize_t length
     cdef const char* text
     cdef Py_buffer view
-    cdef uint64_t word
     if isinstance(key, str):
         text = PyUnicode_AsUTF8AndSize(key, &length)
         out[0] = murmur3_x64_128(<const uint8_t*>text, length, 0).low
     elif isinstance(key, bytes):
         text = PyBytes_AS_STRING(key)
         out[0] = murmur3_x64_128(<const uint8_t*>text, PyBytes_GET_SIZE(key), 0).low
-    elif isinstance(key, Integral):  # numpy's integers too
-        word = as_word(key)
-        out[0] = hash_word(word)
-    else:
+    elif type(key) is int:
+        out[0] = hash_word(as_word(key))
+    elif isinstance(key, (bytearray, memoryview)) or not isinstance(key, Integral):
         take_buffer(key, &view)
         out[0] = murmur3_x64_128(<const uint8_t*>view.buf, view.len, 0).low
         PyBuffer_Release(&view)
+    else:  # numpy's integers too
+        out[0] = hash_word(as_word(int(key)))
     return 0
 
 
@@ -156,11 +157,15 @@ cdef uint64_t hash_word(uint64_t word) noexcept nogil:
     return murmur3_x64_128(data, 8, 0).low
 
 
-cdef uint64_t as_word(object key) except? 0:
-    cdef object number = int(key)
-    if not -(2**63) <= number < 2**64:
+cdef uint64_t as_word(object number) except? 0:
+    """The 64 bits of an int in two's complement."""
+    cdef int overflow = 0
+    cdef long long word = PyLong_AsLongLongAndOverflow(number, &overflow)
+    if overflow == 0:
+        return <uint64_t>word
+    if overflow < 0 or number >= 2**64:
         raise ValueError(f"an int key must be in [-2**63, 2**64), got {number}")
-    return number & 0xFFFFFFFFFFFFFFFF
+    return number
 
 
 cdef int take_buffer(object key, Py_buffer* view) except -1:
