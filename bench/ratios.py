@@ -151,14 +151,25 @@ class Group:
     fewest_rounds: int = FEWEST_ROUNDS
 
 
-def calibrated(timer: Timer) -> int:
-    """Return how many statements take one timing's time."""
+def calibrated(timer: Timer) -> tuple[int, int]:
+    """Return how many statements take one timing's time, and how many to run before it.
+
+    What was timed just before has filled the caches with its own; a slow statement fills
+    them again by itself.
+    """
     k = 1
     if timer.timeit(1) > SLOW:
-        return 1
+        return 1, 0
     while (seconds := min(timer.repeat(3, k))) < SECONDS / 4:
         k *= 2
-    return max(1, round(k * SECONDS / seconds))
+    repeats = max(1, round(k * SECONDS / seconds))
+    return repeats, max(1, repeats // 5)
+
+
+def warm_time(timer: Timer, repeats: int, before: int) -> float:
+    """Return the seconds of a statement, after some untimed ones."""
+    timer.timeit(before)
+    return timer.timeit(repeats) / repeats
 
 
 def timed(group: Group, most_rounds: int) -> list[Row]:
@@ -178,7 +189,7 @@ def timed(group: Group, most_rounds: int) -> list[Row]:
         if len(rounds) >= group.fewest_rounds and time.perf_counter() > end:
             break
         order.shuffle(names)
-        spent = {name: timers[name].timeit(repeats[name]) / repeats[name] for name in names}
+        spent = {name: warm_time(timers[name], *repeats[name]) for name in names}
         rounds.append(
             {
                 name: (spent[name] - spent[id(empty[name])]) / units[name] * 1e9
@@ -530,9 +541,9 @@ def main() -> None:
         "size, with its unit. "
         f"All side by side in one process, GC off, up to {most_rounds} rounds and "
         f"{LONGEST_GROUP:g} s a group (rings: {LONGEST_RING_GROUP:g} s), {SECONDS * 1e3:g} ms a "
-        "timing. Warmed up: whole periods walked, tables filled. Memory by tracemalloc, from a "
-        "list, after a period; less the period table (at most 256 KiB) of weighted round robin, "
-        "where it has one."
+        "timing. Warmed up: whole periods walked, tables filled, a fifth of each timing run before "
+        "it. Memory by tracemalloc, from a list, after a period; less the period table (at most "
+        "256 KiB) of weighted round robin, where it has one."
     )
     console = Console()
     console.width = max(console.width, 160)

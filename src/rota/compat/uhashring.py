@@ -309,7 +309,7 @@ class FunctionRing:
         self._distribution.pop(name, None)
 
 
-class HashRing:
+class HashRing(_md5.NodeFinder):  # type: ignore[misc]  # of either implementation
     """A consistent hash ring with uhashring's members.
 
     Parameters
@@ -365,13 +365,12 @@ class HashRing:
             self.runtime._create_ring(self._nodes.items())
 
     def _bind(self) -> None:
-        """Let get_node lead straight to the look-up, unless a subclass has one of its own."""
+        """Let get_node lead straight to the look-up."""
         self._node = self.runtime.node
-        if type(self).get_node is HashRing.get_node:
-            self.__dict__["get_node"] = self._node
+        self.find_in(self._node)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("get_node", "_node")
+        left_out = ("_node", "_node_finder")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -436,10 +435,6 @@ class HashRing:
     def get(self, key: Any) -> Conf | None:
         """Return the configuration of the key's node, not a copy."""
         return self._nodes.get(self._node(key))
-
-    def get_node(self, key: Any) -> Any:
-        """Return the name of the key's node."""
-        return self._node(key)
 
     def get_node_hostname(self, key: Any) -> Any:
         """Return the hostname of the key's node."""

@@ -82,3 +82,17 @@ class Places:
     def node(self, key: object, /) -> Any:
         """Return the name of the owner of a key's place; None when there is no place."""
         return self._names[self._owners[self.find(key)]] if self._places else None
+
+
+class NodeFinder:
+    """The base of a ring whose `get_node` calls the function that `find_in` was given."""
+
+    _node_finder: Callable[[Any], Any]
+
+    def find_in(self, node: Callable[[Any], Any], /) -> None:
+        """Have `get_node` call `node`, a function from a key to a name."""
+        self._node_finder = node
+
+    def get_node(self, key: object, /) -> Any:
+        """Return the name of the key's node."""
+        return self._node_finder(key)
