@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,6 +22,8 @@ Key = Any
 
 class HashPicker(Generic[T]):
     """The base of the reference hash pickers.
+
+    Any number of threads may share it; a lock keeps picks and changes apart.
 
     A subclass gives `_place(key)`, `_walk(place)` (indices from a place on, clockwise,
     each at least once) and `_follow()` (called after every change).
@@ -80,12 +83,16 @@ class HashPicker(Generic[T]):
 
     def pick(self, key: Key, /) -> T | None:
         """Return the instance that owns `key`, None when nothing has weight."""
-        i = self._choose(self._place(key))
-        return None if i < 0 else self._roster.slots[i]
+        place = self._place(key)
+        with self._lock:
+            i = self._choose(place)
+            return None if i < 0 else self._roster.slots[i]
 
     def pick_index(self, key: Key, /) -> int | None:
         """Return the index of the instance that owns `key`, or None."""
-        i = self._choose(self._place(key))
+        place = self._place(key)
+        with self._lock:
+            i = self._choose(place)
         return None if i < 0 else i
 
     def pick_many(self, keys: Iterable[Key], /) -> list[T | None]:
@@ -94,21 +101,19 @@ class HashPicker(Generic[T]):
 
     def pick_n(self, key: Key, n: int) -> list[T]:
         """Return the first n distinct instances from the place of `key` on, clockwise."""
-        count = as_count(n)
-        found: list[T] = []
-        for i in self._distinct(self._place(key)):
-            if len(found) >= count:
-                break
-            found.append(self._roster.slots[i])
-        return found
+        count, place = as_count(n), self._place(key)
+        with self._lock:
+            walked = islice(self._distinct(place), count)
+            return [self._roster.slots[i] for i in walked]
 
     def indices(self, hashes: "NDArray[np.uint64]", out: "NDArray[np.int32]") -> None:
         """Write the index of the owner of each place in `hashes` to `out`; -1 for none."""
         places, view = as_places(hashes), as_int32_out(out)
         if len(places) != len(view):
             raise ValueError(f"hashes and out differ in length: {len(places)} != {len(view)}")
-        for k, place in enumerate(places.tolist()):
-            view[k] = next(self._walk(place), -1)
+        with self._lock:
+            for k, place in enumerate(places.tolist()):
+                view[k] = next(self._walk(place), -1)
 
     def next(self, ctx: object = None, request: object = None) -> T | None:
         """Return the instance for a request: Kitex's Picker. None for an empty key."""
@@ -125,8 +130,9 @@ class HashPicker(Generic[T]):
 
     def acquire(self, key: Key, /) -> "Lease[T] | None":
         """Pick for `key` and count one more in flight there, until the lease is released."""
+        place = self._place(key)
         with self._lock:
-            i = self._choose(self._place(key))
+            i = self._choose(place)
             if i < 0:
                 return None
             self._loads[i] += 1
@@ -223,15 +229,16 @@ class HashAttempts(Generic[T]):
         if picker._replicas is not None and len(self._tried) > picker._replicas:
             return None
         place = picker._place(self._key)
-        if not self._tried:
-            i = picker._choose(place)
-        else:
-            i = next((i for i in picker._distinct(place) if i not in self._tried), -1)
-        if i < 0:
-            return None
-        self._tried.add(i)
-        instance: T = picker._roster.slots[i]
-        return instance
+        with picker._lock:
+            if not self._tried:
+                i = picker._choose(place)
+            else:
+                i = next((i for i in picker._distinct(place) if i not in self._tried), -1)
+            if i < 0:
+                return None
+            self._tried.add(i)
+            instance: T = picker._roster.slots[i]
+            return instance
 
     def __iter__(self) -> "Self":
         return self
