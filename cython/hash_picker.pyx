@@ -22,6 +22,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
 
+from threading import RLock
 from types import GenericAlias
 
 import numpy as np
@@ -52,6 +53,10 @@ cdef class HashPicker:
     """The base of every compiled hash picker. Not to be made by itself."""
 
     __class_getitem__ = classmethod(GenericAlias)
+
+    def __cinit__(self):
+        self.slots = []
+        self.lock = RLock()
 
     # -- for the structures ---------------------------------------------------------------
 
@@ -119,15 +124,17 @@ cdef class HashPicker:
 
     cdef int32_t choose(self, uint64_t place) noexcept nogil:
         """Return the first index from a place on that is not full."""
-        cdef int32_t i = self.owner(place)
+        cdef int32_t i = self.owner(place), other
         cdef walk_t walk
         if i < 0 or not self.is_full(i):
             return i
         walk = self.begin(place)
         while True:
-            i = self.step(&walk)
-            if i < 0 or not self.is_full(i):
-                return i
+            other = self.step(&walk)
+            if other < 0:
+                return i  # weights and loads do not match: a change is under way
+            if not self.is_full(other):
+                return other
 
     cdef int place(self, object key, uint64_t* out) except -1:
         if self.place_by_rule is None:
@@ -137,8 +144,10 @@ cdef class HashPicker:
 
     cdef object present(self):
         """Return the instances that have not left, and their weights."""
-        cdef list indices = [i for i, name in enumerate(self.roster.names) if name is not None]
-        return [self.slots[i] for i in indices], [int(self.weight[i]) for i in indices]
+        with Changing(self):
+            weights = self.roster.weights.tolist()
+            indices = [i for i, name in enumerate(self.roster.names) if name is not None]
+            return [self.slots[i] for i in indices], [weights[i] for i in indices]
 
     def _check(self, total, n_live):
         """Refuse what would be too large."""
@@ -256,12 +265,11 @@ cdef class HashPicker:
         """
         cdef uint64_t place = 0
         cdef int32_t i
-        cdef Lease lease
+        cdef Lease lease = <Lease>Lease.__new__(Lease)
         self.place(key, &place)
         i = hash_picker_index(self, place)
         if i < 0:
             return None
-        lease = <Lease>Lease.__new__(Lease)
         lease.index = i
         lease.instance = self.slots[i]
         lease.generation = self.generations[i]
@@ -278,7 +286,8 @@ cdef class HashPicker:
         TypeError, ValueError
             An index of nobody, a weight out of range, too many points; nothing has changed.
         """
-        self.changed([self.roster.set_weight(index, weight)])
+        with Changing(self):
+            self.changed([self.roster.set_weight(index, weight)])
 
     def add(self, instance, weight=1):
         """Take an instance in; return its index. The next pick obeys it.
@@ -289,11 +298,13 @@ cdef class HashPicker:
             A name that is on the ring already, a weight out of range, too many points;
             nothing has changed.
         """
-        cdef Py_ssize_t i = self.roster.add(instance, weight)
-        if i == len(self.generations):
-            self.generations.append(0)
-        self.changed([i])
-        return i
+        cdef Py_ssize_t i
+        with Changing(self):
+            i = self.roster.add(instance, weight)
+            if i == len(self.generations):
+                self.generations.append(0)
+            self.changed([i])
+            return i
 
     def remove(self, index):
         """Let the instance at `index` go; its index stands for nobody until it is given out again.
@@ -303,7 +314,8 @@ cdef class HashPicker:
         TypeError, ValueError
             An index of nobody; nothing has changed.
         """
-        self.leave(self.roster.present(index))
+        with Changing(self):
+            self.leave(self.roster.present(index))
 
     cdef int leave(self, Py_ssize_t i) except -1:
         self.roster.drain(i)
@@ -325,12 +337,13 @@ cdef class HashPicker:
         TypeError, ValueError
             As when a picker is made; nothing has changed.
         """
-        changed, coming, leaving = self.roster.change(instances, weights)
-        self.generations += [0] * (len(self.slots) - len(self.generations))
-        # First who comes, then who leaves: at no moment is there nobody.
-        self.changed(changed + coming)
-        for i in leaving:
-            self.leave(i)
+        with Changing(self):
+            changed, coming, leaving = self.roster.change(instances, weights)
+            self.generations += [0] * (len(self.slots) - len(self.generations))
+            # First who comes, then who leaves: at no moment is there nobody.
+            self.changed(changed + coming)
+            for i in leaving:
+                self.leave(i)
 
     @property
     def instances(self):
@@ -341,7 +354,8 @@ cdef class HashPicker:
     def weights(self):
         """The weights by index: int64 array, a read-only view of the picker's own memory.
 
-        Live until the picker grows: from then on a view taken before keeps what it had.
+        Live until the picker grows or is updated: from then on a view taken before keeps what
+        it had.
         """
         return np.asarray(memoryview(self.roster.weights).toreadonly())
 
@@ -362,6 +376,32 @@ cdef class HashPicker:
         return f"{type(self).__name__}({len(self)} instances, total weight {self.roster.total})"
 
 
+@cython.final
+@cython.auto_pickle(False)
+cdef class Changing:
+    """One change of a picker at a time; within one, another is refused.
+
+    Python may run anything inside a change where it allocates: a finalizer, a callback of
+    the garbage collector. A lock alone would let these in, or wait for ever.
+    """
+
+    cdef HashPicker picker
+
+    def __cinit__(self, HashPicker picker not None):
+        self.picker = picker
+
+    def __enter__(self):
+        self.picker.lock.acquire()
+        if self.picker.is_changing:
+            self.picker.lock.release()
+            raise RuntimeError("a picker cannot be changed from within its own change")
+        self.picker.is_changing = True
+
+    def __exit__(self, kind, error, trace):
+        self.picker.is_changing = False
+        self.picker.lock.release()
+
+
 cdef object request_key(HashPicker picker, object ctx, object request):
     """Return the key of a request, None for an empty one."""
     key = request if picker.get_key is None else picker.get_key(ctx, request)
@@ -371,6 +411,7 @@ cdef object request_key(HashPicker picker, object ctx, object request):
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class HashAttempts:
     """The owner of a key and then the other instances, clockwise, each once. For one thread.
 
@@ -380,7 +421,7 @@ cdef class HashAttempts:
     cdef HashPicker picker
     cdef object key
     cdef walk_t walk
-    cdef set tried
+    cdef set tried   # names
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -396,25 +437,34 @@ cdef class HashAttempts:
         if self.key is None or len(self.tried) >= self.picker.most_attempts:
             return None
         self.picker.place(self.key, &place)
-        if len(self.tried) >= self.picker.roster.n_live:
-            return None
         if not self.tried:
             i = hash_picker_index(self.picker, place)
             if i < 0:
                 return None
-            self.tried.add(i)
+            self.tried.add(self.picker.roster.names[i])
             return instance_at(self.picker, i)
+        if self.is_exhausted():
+            return None
         self.walk = self.picker.begin(place)
         return self.untried()
 
+    cdef bint is_exhausted(self) except -1:
+        """Whether everybody with weight was tried; without the walk around that would show it."""
+        roster = self.picker.roster
+        if len(self.tried) < roster.n_live:
+            return False
+        indices = [roster.by_name[name] for name in self.tried if name in roster.by_name]
+        return sum([1 for i in indices if roster.weights[i] > 0]) >= roster.n_live
+
     cdef object untried(self):
         cdef int32_t i
+        cdef list names = self.picker.roster.names
         while True:
             i = self.picker.step(&self.walk)
             if i < 0:
                 return None
-            if i not in self.tried:
-                self.tried.add(i)
+            if names[i] not in self.tried:
+                self.tried.add(names[i])
                 return instance_at(self.picker, i)
 
     def __iter__(self):
@@ -428,6 +478,7 @@ cdef class HashAttempts:
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class Lease:
     """One request in flight at `instance`; ends once: by release(), `with`, or being forgotten.
 
@@ -454,6 +505,9 @@ cdef class Lease:
     def __del__(self):
         end(self)
 
+    def __reduce__(self):
+        raise TypeError("a lease cannot be copied: it ends once")
+
 
 cdef void end(Lease lease) noexcept:
     cdef HashPicker picker = lease.picker
@@ -461,6 +515,7 @@ cdef void end(Lease lease) noexcept:
         return
     lease.picker = None
     # An index given out again since is somebody else's.
-    if picker.generations[lease.index] == lease.generation:
+    if (lease.index < len(picker.generations)
+            and picker.generations[lease.index] == lease.generation):
         picker.load[lease.index] -= 1
         picker.n_in_flight -= 1

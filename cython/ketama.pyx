@@ -232,7 +232,7 @@ cdef class ConsistentHash(HashPicker):
 
     cdef int follow(self, list indices) except -1:
         cdef list wanted
-        cdef Py_ssize_t i, more = 0
+        cdef Py_ssize_t i, more = 0, growth = 0
         self.names = self.roster.names
         if self.counts is None:
             self.counts = []
@@ -248,10 +248,12 @@ cdef class ConsistentHash(HashPicker):
         wanted = [(i, count) for i, count in wanted if count != self.counts[i]]
         for i, count in wanted:
             more += count - self.counts[i]
+            growth += max(count - self.counts[i], 0)
         if self.n_points == 0:
             return self.build(wanted, more)
-        self.make_room(more)
-        for i, count in wanted:
+        self.make_room(more, growth)
+        # Who shrinks first, so that no bucket holds more than it will in the end.
+        for i, count in sorted(wanted, key=lambda pair: pair[1] > self.counts[pair[0]]):
             self.resize(i, count)
         if self.n_buckets > 1 and self.n_points * 10 < POINTS_LEAST * self.n_buckets:
             self.lay_out_again(self.n_points)
@@ -282,6 +284,7 @@ cdef class ConsistentHash(HashPicker):
     cdef int resize(self, Py_ssize_t index, Py_ssize_t count) except -1:
         """Give an index its first `count` points, no more and no fewer. There is room."""
         cdef Py_ssize_t have = self.counts[index], first = min(have, count), k, b
+        cdef Py_ssize_t done = 0
         cdef Py_ssize_t n = max(have, count) - first
         cdef uint64_t* places = self.places_of(self.names[index], first, first + n)
         if self.n_buckets > BLOCK:
@@ -290,23 +293,30 @@ cdef class ConsistentHash(HashPicker):
                 prefetch(&self.lines[b], 1)
                 prefetch(&self.next_line[b], 0)
                 prefetch(&self.n_in_line[b], 1)
-        for k in range(n):
-            if count > have:
-                insert(self, places[k], index)
-            else:
-                erase(self, places[k], index)
-        PyMem_Free(places)
-        self.counts[index] = count
+        try:
+            while done < n:
+                # The last points go first: what stays is always the first so many.
+                if count > have:
+                    insert(self, places[done], index)
+                else:
+                    erase(self, places[n - 1 - done], index)
+                done += 1
+        finally:
+            self.counts[index] = have + done if count > have else have - done
+            PyMem_Free(places)
         return 0
 
-    cdef int make_room(self, Py_ssize_t more) except -1:
-        """See that `more` points can be inserted without running out of lines."""
+    cdef int make_room(self, Py_ssize_t more, Py_ssize_t growth) except -1:
+        """See that `growth` points can be inserted without running out of lines.
+
+        There will be `more` points in the end than now: others leave.
+        """
         cdef Py_ssize_t n = self.n_points + max(more, 0)
         if n * 10 > POINTS_MOST * self.n_buckets:
             self.lay_out_again(n)
         # A point makes one line at the most.
-        if self.n_lines + max(more, 0) > self.capacity:
-            self.reserve(self.n_lines + max(more, 0) + self.n_buckets // 16)
+        if self.n_lines + growth > self.capacity:
+            self.reserve(self.n_lines + growth + self.n_buckets // 16)
         return 0
 
     cdef int lay_out_again(self, Py_ssize_t target) except -1:
@@ -648,8 +658,12 @@ cdef int erase(ConsistentHash ring, uint64_t place, int32_t index) except -1:
         if points == NULL:
             raise MemoryError
     gather(ring, b, points)
-    while points[k].place != place or points[k].index != index:
+    while k < n and (points[k].place != place or points[k].index != index):
         k += 1
+    if k == n:
+        if points != few:
+            PyMem_Free(points)
+        raise RuntimeError(f"the ring has no point of index {index} at {place}")
     for k in range(k, n - 1):
         points[k] = points[k + 1]
     write_bucket(ring, b, points, n - 1)

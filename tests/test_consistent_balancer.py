@@ -118,6 +118,33 @@ def test_two_of_one_name_are_one(caplog):
     assert "1 of 3 instances" in caplog.text
 
 
+def test_one_warning_of_each_kind(caplog):
+    balancer = balancer_of()
+    instances = (Instance("a:1", 0), Instance("b:1", 1), Instance("b:1", 2))
+    for _ in range(5):
+        balancer.get_picker(Result(False, "", instances))
+    assert len(caplog.records) == 2
+
+
+def test_a_log_handler_may_pick():
+    balancer = balancer_of()
+    result = cached(*instances_of(0, 1, 2))
+    picked = []
+
+    class Picking(logging.Handler):
+        def emit(self, record):
+            picked.append(balancer.get_picker(result).next(None, "k"))
+
+    handler, logger = Picking(), logging.getLogger("rota.loadbalance.weighted")
+    logger.addHandler(handler)
+    try:
+        picker = balancer.get_picker(result)
+    finally:
+        logger.removeHandler(handler)
+    assert picked == [picker.next(None, "k")]
+    assert balancer.get_picker(result) is picker
+
+
 def test_replicas_bound_the_attempts():
     picker = balancer_of(replicas=1).get_picker(cached(*instances_of(1, 1, 1, 1)))
     assert len(list(rota.attempts(picker, None, "k"))) == 2

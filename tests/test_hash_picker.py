@@ -144,6 +144,18 @@ def test_as_many_attempts_as_replicas_allow(make_hash):
             make_hash(NAMES, replicas=bad)
 
 
+def test_attempts_know_instances_not_indices(make_hash):
+    picker = make_hash(["a", "b", "c"])
+    attempts = picker.attempts(None, "k")
+    tried = [attempts.next(), attempts.next()]
+    for name in tried:
+        picker.remove(picker.index_of(name))
+    (left,) = {"a", "b", "c"} - set(tried)
+    picker.add("new")
+    picker.add(tried[0])
+    assert sorted(attempts) == sorted([left, "new"])
+
+
 def test_attempts_survive_changes(make_hash):
     picker = make_hash(NAMES)
     attempts = picker.attempts(None, "k")
@@ -188,6 +200,72 @@ def test_the_next_pick_obeys(make_hash):
     assert picker.pick("k") != owner
     picker.add(owner)
     assert picker.pick("k") == owner
+
+
+def test_one_grows_while_another_shrinks(make_hash):
+    picker = make_hash(["a", "b"], [1, 1000])
+    for weights in ([1000, 1], [1, 1000], [1000, 1]):
+        picker.update(["a", "b"], weights)
+        assert picker.pick_many(KEYS) == make_hash(["a", "b"], weights).pick_many(KEYS)
+    names = [f"h{i}" for i in range(20)]
+    picker = make_hash(names, [10, 100] * 10)
+    picker.update(names, [100, 10] * 10)
+    assert picker.pick_many(KEYS) == make_hash(names, [100, 10] * 10).pick_many(KEYS)
+
+
+def test_the_heaviest_may_give_way_to_another(kernels):
+    picker = kernels.ConsistentHash(["a"], [2**63 - 1], weighted=False)
+    picker.update(["b"], [2**63 - 1])
+    picker.set_weight(picker.index_of("b"), 5)
+    assert picker.pick("k") == "b"
+    assert repr(picker).endswith("total weight 5)")
+
+
+def test_many_threads_change_one_picker(make_hash, impl):
+    picker, errors = make_hash([]), []
+    n_rounds = 60 if impl.name == "kernels" else 5
+
+    def change(k):
+        try:
+            for i in range(n_rounds):
+                own = [picker.add(f"{k}-{i}-{j}", 1 + j) for j in range(3)]
+                picker.set_weight(own[0], 7)
+                picker.remove(own[1])
+                if i % 2:
+                    picker.remove(own[0])
+                copy.copy(picker)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=change, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    present = [(n, int(w)) for n, w in zip(picker.instances, picker.weights, strict=True) if n]
+    fresh = make_hash([n for n, _ in present], [w for _, w in present])
+    assert picker.pick_many(KEYS) == fresh.pick_many(KEYS)
+
+
+def test_a_change_from_within_a_change_is_refused(kernels, hash_picker_name):
+    """A name function stands for whatever Python may run inside: finalizers, GC callbacks."""
+    picker = None
+    refused = []
+
+    def name(instance):
+        if picker is not None:
+            try:
+                picker.set_weight(0, 5)
+            except RuntimeError as error:
+                refused.append(str(error))
+        return instance
+
+    picker = getattr(kernels, hash_picker_name)(["a", "b"], name=name)
+    picker.add("c")
+    assert refused == ["a picker cannot be changed from within its own change"]
+    picker.set_weight(0, 2)
+    assert picker.weights.tolist() == [2, 1, 1]
 
 
 def test_update_keeps_who_stays(make_hash):
@@ -280,6 +358,7 @@ def test_names_on_the_ring(make_hash):
     assert [picker.pick_index(key) for key in KEYS] == [other.pick_index(key) for key in KEYS]
     named = make_hash([1, 2], name=lambda number: f"n{number}")
     assert named.index_of("n2") == 1
+    assert make_hash(np.array([b"a", b"b"])).index_of("b") == 1
     for bad in ([1, 2], [None], [object()]):
         with pytest.raises(TypeError, match="name"):
             make_hash(bad)
@@ -336,6 +415,17 @@ def test_a_lease_ends_once(make_hash):
     lease = picker.acquire("k")
     with pytest.raises(RuntimeError, match="mine"), lease:
         raise RuntimeError("mine")
+    assert picker.loads.sum() == 0
+
+
+def test_a_lease_cannot_be_copied(make_hash):
+    picker = make_hash(NAMES, load_factor=1.25)
+    lease = picker.acquire("k")
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="lease"):
+            duplicate(lease)
+    assert picker.loads.sum() == 1
+    lease.release()
     assert picker.loads.sum() == 0
 
 

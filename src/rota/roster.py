@@ -38,10 +38,11 @@ def ring_name(instance: Any, name: Callable[[Any], str | bytes] | None) -> bytes
         found = instance
     else:
         found = getattr(instance, "hash_key", None) or getattr(instance, "address", None)
+    # Of a subclass of either, what it holds and not what it makes of that.
     if isinstance(found, str):
-        return found.encode()
+        return str.encode(found)
     if isinstance(found, bytes):
-        return found
+        return bytes(memoryview(found))
     raise TypeError(f"name must give the str that an instance is on the ring by, for {instance!r}")
 
 
@@ -148,7 +149,11 @@ class Roster:
             and `forget`.
         """
         wanted = Roster(instances, weights, self._name, self._check)
+        # In a new array: whoever picks meanwhile has the old weights, all of them.
+        capacity = self._capacity().copy()
+        self.weights = capacity[: len(self.weights)]
         leaving = [i for own, i in self.by_name.items() if own not in wanted.by_name]
+        self.weights[leaving] = 0
         changed, coming = [], []
         for own, instance, weight in zip(
             wanted.names, wanted.slots, wanted.weights.tolist(), strict=True
@@ -161,8 +166,7 @@ class Roster:
                 if self.weights[i] != weight:
                     self.weights[i] = weight
                     changed.append(i)
-        self.total = int(self.weights.sum())
-        self.n_live = int(np.count_nonzero(self.weights))
+        self.total, self.n_live = wanted.total, wanted.n_live
         return changed, coming, leaving
 
     def present(self, index: int) -> int:

@@ -29,6 +29,8 @@ cdef class HashPicker:
     cdef list generations      # of each index: raised when its instance leaves
     cdef uint64_t load_factor  # in 65,536ths; 0: loads make no difference
     cdef Py_ssize_t most_attempts
+    cdef object lock           # held by whoever changes the picker
+    cdef bint is_changing
     cdef object __weakref__
 
     cdef int hold(self, instances, weights, get_key, load_factor, replicas, name) except -1

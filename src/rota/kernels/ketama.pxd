@@ -35,7 +35,7 @@ cdef class ConsistentHash(HashPicker):
 
     cdef int build(self, list wanted, Py_ssize_t n) except -1
     cdef int resize(self, Py_ssize_t index, Py_ssize_t count) except -1
-    cdef int make_room(self, Py_ssize_t more) except -1
+    cdef int make_room(self, Py_ssize_t more, Py_ssize_t growth) except -1
     cdef int lay_out_again(self, Py_ssize_t target) except -1
     cdef int lay_out(self, point_t* points, Py_ssize_t n, Py_ssize_t target, bint sorted) except -1
     cdef int reserve_new(self, Py_ssize_t n_buckets, Py_ssize_t n_lines) except -1

@@ -10,11 +10,12 @@ from rota.loadbalance.interface import Picker
 class _Flight:
     """The making of one picker, which others wait for."""
 
-    __slots__ = ("has_landed", "lock")
+    __slots__ = ("has_landed", "lock", "thread")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.has_landed = False
+        self.thread: int | None = None
 
 
 class CachingBalancer(ABC):
@@ -31,11 +32,11 @@ class CachingBalancer(ABC):
         self._pickers: dict[str, Picker[Instance]] = {}
         self._flights: dict[str, _Flight] = {}
         self._lock = threading.Lock()
-        self._told: list[str] | None = None
+        self._told: dict[str, list[str]] = {}
 
-    def is_news(self, addresses: list[str]) -> bool:
-        """Whether these are others than those last asked about: one warning, not one a request."""
-        told, self._told = self._told, addresses
+    def is_news(self, what: str, addresses: list[str]) -> bool:
+        """Whether these are others than the last of this kind: one warning, not one a request."""
+        told, self._told[what] = self._told.get(what), addresses
         return addresses != told
 
     @abstractmethod
@@ -52,7 +53,8 @@ class CachingBalancer(ABC):
             try:
                 return self._pickers[result.cache_key]
             except KeyError:
-                return self._fly(result)
+                pass
+            return self._fly(result)
         return self.build_uncached(result.instances)
 
     def rebalance(self, change: Change) -> None:
@@ -79,9 +81,13 @@ class CachingBalancer(ABC):
                 if picker is not None:
                     return picker
                 flight = self._flights.setdefault(key, _Flight())
+            if flight.thread == threading.get_ident():
+                # Asked for in the middle of making it, by a log handler perhaps.
+                return self.build_uncached(result.instances)
             with flight.lock:
                 if flight.has_landed:
                     continue  # what it brought is cached by now, or it failed
+                flight.thread = threading.get_ident()
                 try:
                     picker = self.build(result.instances)
                     with self._lock:

@@ -94,7 +94,7 @@ class ConsistentHashBalancer(CachingBalancer):
         for instance, weight in zip(live, weights, strict=True):
             by_name.setdefault(ring_name(instance, None), (instance, weight))
         twice = [i.address for i in live if by_name[ring_name(i, None)][0] is not i]
-        if twice and self.is_news(twice):
+        if twice and self.is_news("two of one name", twice):
             logger.warning(
                 "%s: %d of %d instances have the ring name of another and get no requests",
                 self.name,

@@ -31,7 +31,7 @@ def with_weight(
     if not weights or min(weights) > 0:
         return instances, weights
     dropped = [i.address for i, weight in zip(instances, weights, strict=True) if weight <= 0]
-    if balancer.is_news(dropped):
+    if balancer.is_news("no weight", dropped):
         logger.warning(
             "%s: %d of %d instances have a weight of 0 or less and get no requests: %s%s",
             balancer.name,

@@ -65,14 +65,16 @@ class HashPicker(Generic[T]):
 
     def _choose(self, place: int) -> int:
         roster = self._roster
+        first = -1
         for i in self._walk(place):
             if not self._load_factor:
                 return i
+            first = i if first < 0 else first
             # load < factor * (all + 1) * weight / total, in integers
             room = self._load_factor * (self._n_in_flight + 1) * int(roster.weights[i])
             if self._loads[i] * roster.total * 65536 < room:
                 return i
-        return -1
+        return first
 
     def _distinct(self, place: int) -> Iterator[int]:
         seen = set()
@@ -219,7 +221,7 @@ class HashAttempts(Generic[T]):
     def __init__(self, picker: HashPicker[T], key: Key | None) -> None:
         self._picker = picker
         self._key = key
-        self._tried: set[int] = set()
+        self._tried: set[bytes | None] = set()  # names
 
     def next(self) -> T | None:
         """Return the next instance to try, or None when none is left."""
@@ -233,10 +235,11 @@ class HashAttempts(Generic[T]):
             if not self._tried:
                 i = picker._choose(place)
             else:
-                i = next((i for i in picker._distinct(place) if i not in self._tried), -1)
+                names, tried = picker._roster.names, self._tried
+                i = next((i for i in picker._walk(place) if names[i] not in tried), -1)
             if i < 0:
                 return None
-            self._tried.add(i)
+            self._tried.add(picker._roster.names[i])
             instance: T = picker._roster.slots[i]
             return instance
 
@@ -283,3 +286,6 @@ class Lease(Generic[T]):
 
     def __del__(self) -> None:
         self.release()
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        raise TypeError("a lease cannot be copied: it ends once")
