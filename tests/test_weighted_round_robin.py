@@ -80,6 +80,16 @@ def test_ten_thousand_instances_equal_nginx(kernels):
     assert picker.current_weights == current.tolist()
 
 
+def test_how_long_a_stretch_is(kernels):
+    """Some 87 picks of one weight after another, says the kernel of this case."""
+    stream = kernels.splitmix64.SplitMix64(1)
+    weights = np.array([1 + stream.below(100) for _ in range(10_000)])
+    out = np.empty(400_000, np.int32)
+    kernels.WeightedRoundRobin(range(10_000), weights, start=0).fill(out)
+    n_stretches = np.count_nonzero(np.diff(weights[out])) + 1
+    assert 80 < len(out) / n_stretches < 95
+
+
 weights_of_all_sizes = st.one_of(
     st.lists(st.integers(0, 6), max_size=12),
     st.lists(st.integers(0, 1000), max_size=12),

@@ -34,6 +34,7 @@ _NO_CONF: Conf = dict.fromkeys(("hostname", "instance", "nodename", "port", "vno
 _SHAPING = {"nodename", "vnodes", "weight"}  # given anew, these have the node's points made anew
 
 
+# Of either implementation, so nothing is known of its types here: hence the ignores below.
 _md5: Any = load("md5")
 _WORDS = Struct("<4I")
 
@@ -309,7 +310,7 @@ class FunctionRing:
         self._distribution.pop(name, None)
 
 
-class HashRing(_md5.NodeFinder):  # type: ignore[misc]  # of either implementation
+class HashRing(_md5.NodeFinder):  # type: ignore[misc]
     """A consistent hash ring with uhashring's members.
 
     Parameters
@@ -349,7 +350,7 @@ class HashRing(_md5.NodeFinder):  # type: ignore[misc]  # of either implementati
         if hash_fn == "ketama":
             self.runtime = KetamaRing(replicas)
         elif hash_fn:
-            self.runtime = FunctionRing(hash_fn)  # type: ignore[arg-type]
+            self.runtime = FunctionRing(hash_fn)  # type: ignore[arg-type]  # it refuses a str
         else:
             self.runtime = MetaRing()
         if weight_fn and not callable(weight_fn):

@@ -189,6 +189,7 @@ class HashPicker(Generic[T]):
     @property
     def weights(self) -> NDArray[np.int64]:
         """The weights by index: a read-only view of the picker's own memory."""
+        # Not every numpy is typed as a buffer.
         return np.asarray(memoryview(self._roster.weights).toreadonly())  # type: ignore[arg-type]
 
     @property

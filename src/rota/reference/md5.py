@@ -17,7 +17,8 @@ _WORD, _HIGH = Struct("<I"), Struct(">Q")
 
 
 def _quickest() -> Callable[[bytes], Any]:
-    # CPython's own MD5, where it is built in, makes its object faster than hashlib's.
+    # CPython's own MD5, where it is built in, makes its object faster than hashlib's. It is
+    # private, and typed for no one.
     try:
         return import_module("_md5").md5  # type: ignore[no-any-return]
     except ImportError:

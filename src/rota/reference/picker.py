@@ -108,6 +108,7 @@ class Picker(Generic[T]):
     @property
     def weights(self) -> NDArray[np.int64]:
         """The weights: int64 array of shape (n,), a read-only view of the picker's own memory."""
+        # Not every numpy is typed as a buffer.
         return np.asarray(memoryview(self._weights).toreadonly())  # type: ignore[arg-type]
 
     def __len__(self) -> int:
