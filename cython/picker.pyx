@@ -4,32 +4,50 @@ A picker is a stream of *runs*: arrays of indices that are valid as they stand. 
 reads the next index of the current run and moves a cursor; only when the run is used up
 does the algorithm take part (`refill`), and it answers with a whole run again:
 
-    round robin                 one run, the list itself, for ever
+    round robin                 the list itself, for ever
     weighted round robin        the period table; without one, a stretch of equal weights
-    interleaved                 one pass over the instances still in the round
+    interleaved                 the head of the queue
     weighted random             the next 64 draws
 
     run      | 2 | 0 | 1 | 2 | 0 | 1 |
                        ^ cursor        ^ end
 
 Invariants
-- cursor <= end, and every index in [cursor, end) is in [0, n) and has weight > 0.
+- cursor <= end, and every index in [cursor, end) is in [0, n), present, of weight > 0.
 - cursor == end after `refill` if and only if nothing has weight: then a pick is None.
-- The instances are held by one tuple; indices are all that the algorithms see.
+- An index is an instance's for as long as it stays. One that was left stands for nobody
+  (None, weight 0) until a later `add` is given it, the one left last first.
+- A change makes sure of all memory first, and of everything that could fail or run Python;
+  the rest of it is plain C, so that nobody sees half of it, and the objects it lets go are
+  let go last.
+
+Changes, for algorithms. `weight[i]` changes in `reweigh` only. An algorithm gives
+    begin       lay out the schedule from nothing: is_present, weight, start
+    refill      the next run, at most `run_length` long (begun short after a change: it may
+                be thrown away)
+    resize      room for that many indices in its own arrays
+    prepare     room for i to have that weight
+    appear      i is new and has weight 0: its place is the last of the list
+    reweigh     i has another weight from now on: bring the schedule to where the picks are
+                (those handed out, not those of the run), and `note` it
+    vanish      i, whose weight is 0, has no place any more
+    reorder     the list is in another order
 
 Cost: a pick is two loads, a store and a reference count. No clock, lock, allocation or
-Python frame. `critical_section` is nothing under the GIL and a per-object lock without.
+Python frame. A lock is nothing under the GIL and a per-object one without.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport qsort
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.long cimport PyLong_CheckExact
+from cpython.mem cimport (
+    PyMem_Calloc, PyMem_Free, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc,
+)
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
@@ -38,19 +56,25 @@ from types import GenericAlias
 import numpy as np
 
 from rota.arguments import (
-    as_count, as_instances, as_int32_out, as_seed, as_start, as_uint64, as_weights,
+    as_count, as_index, as_instances, as_int32_out, as_new_total, as_seed, as_start, as_uint64,
+    as_weight, as_weights,
 )
+from rota.fork import unseeded
+from rota.identity import match
 
 cimport cython
 
-from rota.kernels.picker cimport AHEAD, lock, lock_t, take, unlock
+from rota.kernels.picker cimport (
+    AHEAD, FIRST_RUN, LONGEST_RUN, given, keep, lock, lock_t, take, unlock,
+)
 from rota.kernels.splitmix64 cimport splitmix64_below
 
 cdef extern from *:
     """
-    #define rota_tuple_items(held) (((PyTupleObject*)(held))->ob_item)
+    #define rota_list_items(held) (((PyListObject*)(held))->ob_item)
     """
-    PyObject** tuple_items "rota_tuple_items"(object held) noexcept
+    PyObject** list_items "rota_list_items"(list held) noexcept
+    void drop "Py_DECREF"(PyObject* reference) noexcept
 
 # A cycle shorter than this is laid out several times over, so that the runs of a small
 # picker are long enough for `refill` not to show.
@@ -63,20 +87,9 @@ cdef enum:
     COPY_WITH_GIL = 4096
 # Instances from which on their reference counts are fetched ahead.
     LARGE = 4096
+    MOST_INSTANCES = 0x7FFFFFFF
 
-
-cdef struct entry_t:
-    int64_t weight
-    int32_t place
-    int32_t index
-
-
-cdef int lighter(const void* one, const void* other) noexcept nogil:
-    cdef const entry_t* a = <const entry_t*>one
-    cdef const entry_t* b = <const entry_t*>other
-    if a.weight != b.weight:
-        return -1 if a.weight < b.weight else 1
-    return a.place - b.place
+cdef int64_t MOST_WEIGHT = 0x7FFFFFFFFFFFFFFF
 
 
 cdef int32_t picker_index(Picker picker) noexcept nogil:
@@ -90,21 +103,44 @@ cdef int32_t picker_index(Picker picker) noexcept nogil:
     return i
 
 
-cdef inline int32_t locked_index(Picker picker) noexcept:
-    """The next index, for one of any number of threads."""
+cdef PyObject* locked_item(Picker picker) noexcept:
+    """The next instance, a reference to it, for one of any number of threads; or NULL."""
     cdef lock_t section
-    cdef int32_t i = -1
+    cdef int32_t i
+    cdef PyObject* instance = NULL
     lock(&section, <PyObject*>picker)
-    if picker.cursor == picker.end:
-        picker.refill()
-    if picker.cursor != picker.end:
-        i = picker.cursor[0]
-        picker.cursor += 1
+    i = picker_index(picker)
+    if i >= 0:
+        instance = picker.items[i]
+        keep(instance)
     unlock(&section)
-    return i
+    return instance
 
 
-@cython.no_gc_clear  # it holds raw addresses; cycles are broken at what the tuple holds
+cdef table_t* new_table(Py_ssize_t capacity) noexcept nogil:
+    """Return a table of that many indices, all 0, and AHEAD more; NULL without the memory."""
+    cdef size_t size = sizeof(table_t) + (capacity + AHEAD) * sizeof(int32_t)
+    cdef table_t* table = <table_t*>PyMem_RawMalloc(size)
+    if table != NULL:
+        memset(table, 0, size)
+        table.capacity = capacity
+    return table
+
+
+cdef int64_t as_int64(object weight) except -1:
+    """Return a weight as a C integer; the checks are those of `as_weight`."""
+    cdef int64_t value
+    if PyLong_CheckExact(weight):
+        try:
+            value = weight
+        except OverflowError:
+            value = -1
+        if value >= 0:
+            return value
+    return as_weight(weight)
+
+
+@cython.no_gc_clear  # it holds raw addresses; cycles are broken at what the list holds
 cdef class Picker:
     """The base of every compiled picker: all it does but the order itself.
 
@@ -114,32 +150,43 @@ cdef class Picker:
     __class_getitem__ = classmethod(GenericAlias)
 
     def __cinit__(self):
-        self.held = ()
+        self.held = []
         self.weight_array = np.zeros(0, np.int64)
+        self.run_length = LONGEST_RUN
 
     def __dealloc__(self):
-        PyMem_Free(self.cycle)
+        PyMem_RawFree(self.table)
+        PyMem_RawFree(self.spare)
+        PyMem_Free(self.is_present)
+        PyMem_Free(self.vacant)
 
     # -- for the algorithms -------------------------------------------------------------
 
     cdef int hold(self, instances, weights, seed) except -1:
         """Check and keep the arguments; nothing of self changes before all are good."""
-        cdef tuple held = as_instances(instances)
-        cdef object array = as_weights(weights, len(held))
+        cdef tuple checked = as_instances(instances)
+        cdef object array = as_weights(weights, len(checked))
         cdef uint64_t random = as_seed(seed)
-        cdef const int64_t[::1] view = array
-        cdef Py_ssize_t i
-        self.held = held
-        self.items = tuple_items(held)
+        cdef int64_t[::1] view = array
+        cdef Py_ssize_t i, n = len(checked)
+        self.is_present = <uint8_t*>PyMem_Calloc(max(n, 1), sizeof(uint8_t))
+        self.vacant = <int32_t*>PyMem_Calloc(max(n, 1), sizeof(int32_t))
+        if self.is_present == NULL or self.vacant == NULL:
+            raise MemoryError
+        self.held = list(checked)
+        self.items = list_items(self.held)
         self.weight_array = array
-        self.n = len(held)
+        self.n = self.capacity = n
         self.random = random
-        array.setflags(write=False)  # to all but the kernel, which has its address
-        if self.n:
+        if n:
             self.weight = &view[0]
-        for i in range(self.n):
+        for i in range(n):
+            self.is_present[i] = True
             self.n_live += self.weight[i] > 0
-        self.is_large = self.n >= LARGE
+            self.total += self.weight[i]
+        self.is_large = n >= LARGE
+        if seed is None:
+            unseeded.add(self)
         return 0
 
     cdef int rotate(self, start) except -1:
@@ -150,80 +197,197 @@ cdef class Picker:
             self.start = splitmix64_below(&self.random, self.n)
         return 0
 
-    cdef int32_t* live_from_start(self) except? NULL:
-        """Return a new array of the n_live indices with weight, in rotated order, and AHEAD more.
-
-        NULL when there are none. The caller frees it.
-        """
-        cdef Py_ssize_t i, k = 0
-        if self.n_live == 0:
-            return NULL
-        cdef int32_t* order = <int32_t*>PyMem_Calloc(self.n_live + AHEAD, sizeof(int32_t))
-        if order == NULL:
+    cdef int has_table(self, Py_ssize_t capacity) except -1:
+        """See to a table of `capacity` indices and more; what was walked is forgotten."""
+        cdef table_t* table
+        if self.table != NULL and self.table.capacity >= capacity:
+            return 0
+        table = new_table(capacity)
+        if table == NULL:
             raise MemoryError
-        for i in range(self.start, self.n):
-            if self.weight[i] > 0:
-                order[k] = i
-                k += 1
-        for i in range(self.start):
-            if self.weight[i] > 0:
-                order[k] = i
-                k += 1
-        return order
+        self.forget_run()
+        PyMem_RawFree(self.spare)
+        self.spare = NULL
+        self.give_up_table()
+        self.table = table
+        return 0
 
-    cdef int32_t* live_by_weight(self) except? NULL:
-        """Return a new array of the n_live indices, lightest first, equals in rotated order.
+    cdef void give_up_table(self) noexcept nogil:
+        if self.table != NULL and self.table.n_readers:
+            self.table.is_given_up = True
+        else:
+            PyMem_RawFree(self.table)
+        self.table = NULL
 
-        NULL when there are none. The caller frees it. O(n log n).
-        """
-        cdef int32_t* order = self.live_from_start()
-        cdef Py_ssize_t k
-        if order == NULL:
-            return NULL
-        cdef entry_t* entries = <entry_t*>PyMem_Malloc(self.n_live * sizeof(entry_t))
-        if entries == NULL:
-            PyMem_Free(order)
-            raise MemoryError
-        for k in range(self.n_live):
-            entries[k].weight = self.weight[order[k]]
-            entries[k].place = k
-            entries[k].index = order[k]
-        qsort(entries, self.n_live, sizeof(entry_t), lighter)
-        for k in range(self.n_live):
-            order[k] = entries[k].index
-        PyMem_Free(entries)
-        return order
+    cdef int free_table(self) except -1:
+        """See to a table that can be written to, before a change of the schedule."""
+        if self.table != NULL and self.table.n_readers and self.spare == NULL:
+            self.spare = new_table(self.table.capacity)
+            if self.spare == NULL:
+                raise MemoryError
+        return 0
 
-    cdef int64_t weight_gcd(self) noexcept nogil:
-        """Return the greatest common divisor of the weights; 0 when nothing has weight."""
-        cdef int64_t divisor = 0, a, b
+    cdef void forget_run(self) noexcept nogil:
+        """Forget the current run, and what was walked before it."""
+        self.cursor = self.end = self.cycle = NULL
+        self.period = self.n_walked = 0
+        self.run_length = FIRST_RUN
+        if self.table != NULL and self.table.n_readers:
+            self.give_up_table()
+            self.table = self.spare
+            self.spare = NULL
+
+    cdef void lengthen_run(self) noexcept nogil:
+        self.run_length = min(2 * self.run_length, LONGEST_RUN)
+
+    cdef void close_cycle(self) noexcept nogil:
+        """Repeat what was walked, for ever."""
+        cdef int32_t* indices = &self.table.indices[0]
+        cdef Py_ssize_t period = self.n_walked
+        # The runs of a small picker should be long enough for `refill` not to show.
+        while self.n_walked < SHORTEST_RUN:
+            memcpy(indices + self.n_walked, indices, period * sizeof(int32_t))
+            self.n_walked += period
+        self.cycle = indices
+        self.period = self.n_walked
+
+    cdef void note(self, Py_ssize_t i, int64_t weight) noexcept nogil:
+        """Keep the weight of i, and what follows from it."""
+        self.n_live += <int>(weight > 0) - <int>(self.weight[i] > 0)
+        self.total += weight - self.weight[i]
+        self.weight[i] = weight
+        self.version += 1
+
+    # -- changes ------------------------------------------------------------------------
+
+    cdef Py_ssize_t present(self, index) except -1:
+        """Return the index of an instance that has not left."""
+        cdef Py_ssize_t i = -1
+        if PyLong_CheckExact(index):
+            try:
+                i = index
+            except OverflowError:
+                i = -1
+        if not 0 <= i < self.n:
+            i = as_index(index, self.n)
+        if not self.is_present[i]:
+            raise ValueError(f"index must be of an instance that has not left, got {i}")
+        return i
+
+    cdef int give(self, Py_ssize_t i, int64_t weight) except -1:
+        """Give i that weight; nothing where it has it."""
+        if weight == self.weight[i]:
+            return 0
+        if weight > MOST_WEIGHT - (self.total - self.weight[i]):
+            as_new_total(int(self.total) - self.weight[i] + weight)
+        self.free_table()
+        self.prepare(i, weight)
+        self.reweigh(i, weight)
+        return 0
+
+    cdef int make_room(self, Py_ssize_t coming) except -1:
+        """See to room for so many more instances. Runs Python: the picker may change meanwhile."""
+        cdef Py_ssize_t capacity, n
+        cdef int64_t[::1] view
+        cdef void* moved
+        while self.n - self.n_vacant + coming > self.capacity:
+            n = self.capacity
+            capacity = max(2 * n, self.n - self.n_vacant + coming, 8)
+            if capacity > MOST_INSTANCES:
+                capacity = MOST_INSTANCES
+                if self.n - self.n_vacant + coming > capacity:
+                    raise ValueError(f"instances must number at most {MOST_INSTANCES}, got more")
+            array = np.zeros(capacity, np.int64)
+            held = [None] * capacity
+            view = array
+            if self.capacity != n:
+                continue  # a finalizer was quicker
+            self.resize(capacity)
+            moved = PyMem_Realloc(self.is_present, capacity * sizeof(uint8_t))
+            if moved == NULL:
+                raise MemoryError
+            self.is_present = <uint8_t*>moved
+            moved = PyMem_Realloc(self.vacant, capacity * sizeof(int32_t))
+            if moved == NULL:
+                raise MemoryError
+            self.vacant = <int32_t*>moved
+            # Plain C from here on. The lists change places, with what they hold.
+            memset(self.is_present + n, 0, capacity - n)
+            if n:
+                memcpy(&view[0], self.weight, n * sizeof(int64_t))
+            swap_items(list_items(held), self.items, n)
+            self.items = list_items(held)
+            self.weight = &view[0]
+            self.capacity = capacity
+            self.held, held = held, self.held
+            self.weight_array, array = array, self.weight_array
+            self.is_large = self.is_large or capacity >= LARGE
+        return 0
+
+    cdef Py_ssize_t admit(self, PyObject* instance, int64_t weight) except -1:
+        """Take in an instance there is room for; return its index. A reference is taken over."""
         cdef Py_ssize_t i
-        for i in range(self.n):
-            a = self.weight[i]
-            b = divisor
-            while b:
-                a, b = b, a % b
-            divisor = a
-            if divisor == 1:
-                break
-        return divisor
+        cdef PyObject* nobody
+        if weight > MOST_WEIGHT - self.total:
+            as_new_total(int(self.total) + weight)
+        i = self.vacant[self.n_vacant - 1] if self.n_vacant else self.n
+        self.free_table()
+        self.prepare(i, weight)
+        if self.n_vacant:
+            self.n_vacant -= 1
+        else:
+            self.n += 1
+        nobody = self.items[i]
+        self.items[i] = instance
+        drop(nobody)  # None: runs nothing
+        self.is_present[i] = True
+        self.appear(i)
+        if weight:
+            self.reweigh(i, weight)
+        self.version += 1
+        return i
 
-    cdef int cycle_through(self, int32_t* schedule, Py_ssize_t period) except -1:
-        """Repeat `schedule` (period >= 1) from now on; self owns a copy of it."""
-        cdef Py_ssize_t laps = (SHORTEST_RUN + period - 1) // period, lap
-        cdef int32_t* cycle = <int32_t*>PyMem_Calloc(laps * period + AHEAD, sizeof(int32_t))
-        if cycle == NULL:
-            raise MemoryError
-        for lap in range(laps):
-            memcpy(cycle + lap * period, schedule, period * sizeof(int32_t))
-        PyMem_Free(self.cycle)
-        self.cycle = cycle
-        self.period = laps * period
-        self.cursor = self.end = cycle
+    cdef PyObject* dismiss(self, Py_ssize_t i) except NULL:
+        """Let the instance at i go; its reference is handed over, to be dropped last."""
+        cdef PyObject* instance
+        self.free_table()
+        self.prepare(i, 0)
+        if self.weight[i]:
+            self.reweigh(i, 0)
+        self.vanish(i)
+        self.is_present[i] = False
+        self.vacant[self.n_vacant] = i
+        self.n_vacant += 1
+        self.version += 1
+        instance = self.items[i]
+        keep(<PyObject*>None)
+        self.items[i] = <PyObject*>None
+        return instance
+
+    # -- what each algorithm gives, and here what does for some -----------------------------
+
+    cdef int begin(self) except -1:
+        return 0
+
+    cdef int resize(self, Py_ssize_t capacity) except -1:
+        return 0
+
+    cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
+        return 0
+
+    cdef void appear(self, Py_ssize_t i) noexcept nogil:
+        pass
+
+    cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
+        self.note(i, weight)
+
+    cdef void vanish(self, Py_ssize_t i) noexcept nogil:
+        pass
+
+    cdef int reorder(self, const int32_t* order, Py_ssize_t count) except -1:
         return 0
 
     cdef void refill(self) noexcept nogil:
-        """Begin the next run. Here: the cycle once more."""
         if self.cycle != NULL:
             self.cursor = self.cycle
             self.end = self.cycle + self.period
@@ -233,6 +397,7 @@ cdef class Picker:
         cdef Py_ssize_t k, i, period
         cdef const int32_t* source
         cdef const int32_t* cycle
+        cdef table_t* table
         while count > 0:
             if self.cursor == self.end:
                 self.refill()
@@ -241,15 +406,19 @@ cdef class Picker:
                         out[i] = -1
                     return 0
             source = self.cursor
-            if self.end == self.cycle + self.period and self.cycle != NULL:
+            if self.cycle != NULL and self.end == self.cycle + self.period:
                 # The whole range is known: reserve it, then copy without the GIL.
-                cycle, period = self.cycle, self.period
+                table, cycle, period = self.table, self.cycle, self.period
                 self.cursor = cycle + (source - cycle + count) % period
                 if count < COPY_WITH_GIL:
                     copy_cycle(out, count, cycle, period, source - cycle)
-                else:
-                    with nogil:
-                        copy_cycle(out, count, cycle, period, source - cycle)
+                    return 0
+                table.n_readers += 1
+                with nogil:
+                    copy_cycle(out, count, cycle, period, source - cycle)
+                table.n_readers -= 1
+                if table.is_given_up and table.n_readers == 0:
+                    PyMem_RawFree(table)
                 return 0
             k = min(count, self.end - source)
             self.cursor = source + k
@@ -263,16 +432,11 @@ cdef class Picker:
         return {"start": self.start}
 
     cdef object state(self):
-        """Return what `restore` needs to go on from here; a tuple of integers."""
-        return (self.cursor - self.cycle) % self.period if self.cycle != NULL else 0
+        """Return what `restore` needs to go on from here; integers, in tuples and lists."""
+        return None
 
     cdef int restore(self, state) except -1:
-        """Go on from a state of a picker with the same instances, weights and start."""
-        cdef Py_ssize_t position = state
-        if not 0 <= position < max(self.period, 1):
-            raise ValueError(f"state must be a position in the cycle, got {state!r}")
-        self.refill()
-        self.cursor += position
+        """Go on from a state of a picker of the same indices and weights."""
         return 0
 
     # -- for everybody ------------------------------------------------------------------
@@ -285,14 +449,18 @@ cdef class Picker:
         return self
 
     def __next__(self):
-        cdef int32_t i = locked_index(self)
-        if i < 0:
+        cdef PyObject* instance = locked_item(self)
+        if instance == NULL:
             raise StopIteration
-        return <object>self.items[i]
+        return given(instance)
 
     def pick_index(self):
         """Return the index of the next instance, or None when nothing has weight. O(1)."""
-        cdef int32_t i = locked_index(self)
+        cdef lock_t section
+        cdef int32_t i
+        lock(&section, <PyObject*>self)
+        i = picker_index(self)
+        unlock(&section)
         if i < 0:
             return None
         return i
@@ -358,27 +526,160 @@ cdef class Picker:
         """
         return Attempts(self)
 
+    def set_weight(self, index, weight):
+        """Give the instance at `index` another weight; the very next pick obeys it.
+
+        0 drains it: it keeps its index and its place, and is not picked. Everybody else's
+        state is kept. The cost does not grow with n; see the page of each picker.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody, or a weight out of range; nothing has changed.
+        """
+        cdef int64_t wanted = as_int64(weight)
+        with cython.critical_section(self):
+            self.give(self.present(index), wanted)
+
+    def add(self, instance, weight=1):
+        """Take an instance in, last in the list; return its index. The next pick obeys it.
+
+        The index is the one that was left last, or else a new one. The cost does not grow
+        with n, but that arrays double when they are full.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A weight out of range; nothing has changed.
+        """
+        cdef int64_t wanted = as_int64(weight)
+        cdef Py_ssize_t i
+        with cython.critical_section(self):
+            while self.n - self.n_vacant == self.capacity:
+                self.make_room(1)
+            i = self.admit(<PyObject*>instance, wanted)
+            keep(<PyObject*>instance)
+            return i
+
+    def remove(self, index):
+        """Let the instance at `index` go; the index stands for nobody until it is given out again.
+
+        The cost does not grow with n.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody; nothing has changed.
+        """
+        cdef object instance
+        with cython.critical_section(self):
+            instance = given(self.dismiss(self.present(index)))
+        del instance  # only now: it may run anything
+
+    def replace(self, index, instance):
+        """Put another object in the place of the instance at `index`. O(1).
+
+        Its weight and all state stay: for a copy of which something else is known now.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody; nothing has changed.
+        """
+        cdef object old
+        cdef Py_ssize_t i
+        with cython.critical_section(self):
+            i = self.present(index)
+            old = given(self.items[i])
+            keep(<PyObject*>instance)
+            self.items[i] = <PyObject*>instance
+        del old
+
+    def update(self, instances, weights=None):
+        """Go over to these instances and weights; who stays keeps index and state.
+
+        An instance stays when one of the new list is the same: of the same `identity`, for
+        those that have one (rota.Instance), else equal, else (what cannot be hashed) the
+        very object. The order of the list is the new one's. O(n), and the changes' cost.
+
+        Parameters
+        ----------
+        instances, weights : as when a picker is made
+
+        Raises
+        ------
+        TypeError, ValueError
+            As when a picker is made; nothing has changed.
+        """
+        cdef tuple wanted = as_instances(instances)
+        cdef object array = as_weights(weights, len(wanted))
+        cdef const int64_t[::1] view = array
+        cdef int32_t[::1] whose
+        cdef list gone
+        cdef uint64_t version
+        cdef Py_ssize_t k, i, n = len(wanted), n_stay
+        with cython.critical_section(self):
+            while True:
+                version = self.version
+                present = [i for i in range(self.n) if self.is_present[i]]
+                known = [<object>self.items[i] for i in present]
+                # Comparing runs Python, and so may the new arrays.
+                indices, leaving = match(present, known, wanted)
+                whose = indices
+                self.make_room(n - (self.n - self.n_vacant) + len(leaving))
+                gone = [None] * (len(leaving) + n)
+                if version == self.version:
+                    break
+            for k in range(len(leaving)):
+                i = leaving[k]
+                put(gone, k, self.dismiss(i))
+            # Who loses weight first: the sum is never too large on the way.
+            for k in range(n):
+                if whose[k] >= 0 and view[k] < self.weight[whose[k]]:
+                    self.give(whose[k], view[k])
+            n_stay = len(leaving)
+            for k in range(n):
+                if whose[k] >= 0:
+                    self.give(whose[k], view[k])
+                    put(gone, n_stay + k, self.items[whose[k]])
+                    keep(<PyObject*>wanted[k])
+                    self.items[whose[k]] = <PyObject*>wanted[k]
+                else:
+                    keep(<PyObject*>wanted[k])
+                    whose[k] = self.admit(<PyObject*>wanted[k], view[k])
+            if n:
+                self.reorder(&whose[0], n)
+        del gone
+
     @property
     def instances(self):
-        """The instances, a tuple."""
-        return self.held
+        """The instances by index, a tuple; None where one has left."""
+        return slots(self)
 
     @property
     def weights(self):
-        """The weights: int64 array of shape (n,), a read-only view of the kernel's own memory."""
-        return np.asarray(memoryview(self.weight_array).toreadonly())
+        """The weights by index: int64 array, a read-only view of the kernel's own memory.
+
+        Live until the picker grows: from then on a view taken before keeps what it had.
+        """
+        with cython.critical_section(self):
+            array, n = self.weight_array, self.n
+        return np.asarray(memoryview(array).toreadonly())[:n]
 
     def __len__(self):
-        return self.n
+        return self.n - self.n_vacant
 
     def __repr__(self):
-        total = sum(self.weight_array.tolist())
-        return f"{type(self).__name__}({self.n} instances, total weight {total})"
+        return f"{type(self).__name__}({len(self)} instances, total weight {self.total})"
 
     def __reduce__(self):
+        cdef Py_ssize_t i, k
         with cython.critical_section(self):
-            state = (self.random, self.state())
-        return _rebuild, (type(self), self.held, self.weight_array.copy(), self.options(), state)
+            vacant = [self.vacant[k] for k in range(self.n_vacant)]
+            state = (self.random, vacant, self.state())
+            weights = [self.weight[i] for i in range(self.n)]
+            instances = slots(self)
+        return _rebuild, (type(self), instances, np.array(weights, np.int64), self.options(), state)
 
     def __copy__(self):
         rebuild, arguments = self.__reduce__()
@@ -387,12 +688,30 @@ cdef class Picker:
     def _restore(self, state):
         """Go on from the state of another picker with the same arguments (unpickling)."""
         cdef uint64_t random
-        if not isinstance(state, tuple) or len(state) != 2:
-            raise ValueError(f"state must be a pair, got {state!r}")
+        cdef Py_ssize_t k
+        if not isinstance(state, tuple) or len(state) != 3:
+            raise ValueError(f"state must be a triple, got {state!r}")
         random = as_uint64("state", state[0])
+        cdef list vacant = [as_index(i, self.n) for i in state[1]]
+        if len(set(vacant)) != len(vacant) or any(self.weight[i] for i in vacant):
+            raise ValueError(f"state must have indices that were left, got {vacant}")
         with cython.critical_section(self):
-            self.restore(state[1])
+            for k in range(len(vacant)):
+                self.vacant[k] = vacant[k]
+                self.is_present[<Py_ssize_t>vacant[k]] = False
+            self.n_vacant = len(vacant)
+            self.restore(state[2])
             self.random = random
+            self.version += 1
+
+    def _reseed(self):
+        """Begin anew from the operating system's entropy: in the child of a fork."""
+        cdef uint64_t random = as_seed(None)
+        with cython.critical_section(self):
+            self.random = random
+            self.start = splitmix64_below(&self.random, self.n) if self.n else 0
+            self.begin()
+            self.version += 1
 
 
 def _rebuild(cls, instances, weights, options, state):
@@ -400,6 +719,26 @@ def _rebuild(cls, instances, weights, options, state):
     cdef Picker picker = cls(instances, weights, seed=0, **options)
     picker._restore(state)
     return picker
+
+
+cdef tuple slots(Picker picker):
+    """Return the instances by index."""
+    cdef Py_ssize_t i
+    with cython.critical_section(picker):
+        return tuple([<object>picker.items[i] for i in range(picker.n)])
+
+
+cdef void swap_items(PyObject** one, PyObject** other, Py_ssize_t n) noexcept:
+    cdef Py_ssize_t i
+    for i in range(n):
+        one[i], other[i] = other[i], one[i]
+
+
+cdef void put(list slots, Py_ssize_t k, PyObject* reference) noexcept:
+    """Put a reference, which the list takes over, where None is."""
+    cdef PyObject** items = list_items(slots)
+    drop(items[k])
+    items[k] = reference
 
 
 cdef void copy_cycle(int32_t* out, Py_ssize_t count, const int32_t* cycle, Py_ssize_t period,
@@ -437,12 +776,19 @@ cdef bint int32_view(object out, Py_buffer* view) except -1:
 @cython.no_gc_clear
 @cython.freelist(8)
 cdef class Attempts:
-    """The instances to try for one request, each at most once. For one thread."""
+    """The instances to try for one request, each at most once. For one thread.
+
+    The picker may change meanwhile: who comes is tried too, who is drained is not.
+    """
 
     cdef Picker picker
-    cdef uint8_t* tried        # one bit per index; NULL until the second attempt
-    cdef Py_ssize_t n_tried
+    cdef uint64_t version      # of the picker, that the rest is of
     cdef int32_t first
+    cdef PyObject* first_tried # the instance, a reference; NULL before the first attempt
+    cdef list tried            # further instances, and
+    cdef list indices          # theirs
+    cdef uint8_t* is_tried     # one bit per index; NULL until the second attempt
+    cdef Py_ssize_t n_tried    # instances with weight among them
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -450,46 +796,80 @@ cdef class Attempts:
         self.picker = picker
 
     def __dealloc__(self):
-        PyMem_Free(self.tried)
+        PyMem_Free(self.is_tried)
+        if self.first_tried != NULL:
+            drop(self.first_tried)
 
     def next(self):
         """Return the next instance to try, or None when none is left."""
-        cdef int32_t i = self.next_index()
-        return None if i < 0 else <object>self.picker.items[i]
+        cdef PyObject* instance = self.next_item()
+        return None if instance == NULL else given(instance)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        cdef int32_t i = self.next_index()
-        if i < 0:
+        cdef PyObject* instance = self.next_item()
+        if instance == NULL:
             raise StopIteration
-        return <object>self.picker.items[i]
+        return given(instance)
 
-    cdef int32_t next_index(self) except -2:
+    cdef PyObject* next_item(self) except? NULL:
+        """Return a reference to the next instance, or NULL when none is left."""
         cdef Picker picker = self.picker
+        cdef PyObject* instance
         cdef int32_t i
-        if self.n_tried >= picker.n_live:
-            return -1
         with cython.critical_section(picker):
-            if self.n_tried == 0:
-                i = self.first = picker_index(picker)
+            if self.first_tried == NULL:
+                i = picker_index(picker)
+                if i < 0:
+                    return NULL
+                instance = picker.items[i]
+                keep(instance)
+                self.first, self.first_tried = i, instance
+                self.version, self.n_tried = picker.version, 1
             else:
-                if self.tried == NULL:
-                    self.tried = <uint8_t*>PyMem_Calloc((picker.n + 7) // 8, 1)
-                    if self.tried == NULL:
-                        raise MemoryError
-                    self.mark(self.first)
+                if self.is_tried == NULL or self.version != picker.version:
+                    self.look_again()
+                if self.n_tried >= picker.n_live:
+                    return NULL
                 i = self.untried(picker)
+                instance = picker.items[i]
                 self.mark(i)
-        self.n_tried += 1
-        return i
+                self.tried.append(<object>instance)
+                self.indices.append(i)
+                self.n_tried += 1
+            keep(instance)
+        return instance
+
+    cdef int look_again(self) except -1:
+        """Find who of those tried is still there, under the same index."""
+        cdef Picker picker = self.picker
+        cdef Py_ssize_t k, i
+        if self.tried is None:
+            self.tried, self.indices = [], []
+        cdef uint8_t* is_tried = <uint8_t*>PyMem_Calloc(picker.n // 8 + 1, 1)
+        if is_tried == NULL:
+            raise MemoryError
+        PyMem_Free(self.is_tried)
+        self.is_tried = is_tried
+        self.version, self.n_tried = picker.version, 0
+        self.count(self.first, self.first_tried)
+        for k in range(len(self.tried)):
+            i = self.indices[k]
+            self.count(i, <PyObject*>self.tried[k])
+        return 0
+
+    cdef void count(self, Py_ssize_t i, PyObject* instance) noexcept:
+        if self.picker.items[i] == instance and not self.was_tried(i):
+            self.mark(i)
+            self.n_tried += self.picker.weight[i] > 0
 
     cdef bint was_tried(self, int32_t i) noexcept nogil:
-        return self.tried[i >> 3] >> (i & 7) & 1
+        return self.is_tried[i >> 3] >> (i & 7) & 1
 
     cdef void mark(self, int32_t i) noexcept nogil:
-        self.tried[i >> 3] |= 1 << (i & 7)
+        self.is_tried[i >> 3] |= 1 << (i & 7)
 
     cdef int32_t untried(self, Picker picker) noexcept nogil:
         """Return an index with weight that was not tried; there is one."""

@@ -238,6 +238,19 @@ def as_weight(weight: int) -> int:
     return number
 
 
+def as_new_total(total: int) -> int:
+    """Return the sum that the weights would have after a change.
+
+    Raises
+    ------
+    ValueError
+        2**63 or more.
+    """
+    if total > MAX_WEIGHT_SUM:
+        raise ValueError(f"weights must sum to less than 2**63, got {total}")
+    return total
+
+
 def as_index(index: int, n: int) -> int:
     """Return an index of one of n instances.
 

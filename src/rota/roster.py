@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rota.arguments import MAX_WEIGHT_SUM, as_index, as_instances, as_weight, as_weights
+from rota.arguments import as_index, as_instances, as_new_total, as_weight, as_weights
 
 Check = Callable[[int, int], None]
 
@@ -178,9 +178,7 @@ class Roster:
 
     def _admit(self, more_weight: int, more_live: int) -> None:
         total, n_live = self.total + more_weight, self.n_live + more_live
-        if total > MAX_WEIGHT_SUM:
-            raise ValueError(f"weights must sum to less than 2**63, got {total}")
-        self._check(total, n_live)
+        self._check(as_new_total(total), n_live)
         self.total, self.n_live = total, n_live
 
     def _capacity(self) -> NDArray[np.int64]:

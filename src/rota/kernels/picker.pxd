@@ -4,7 +4,7 @@ Consumers call `picker_index`; the fields are for the kernels of this package an
 move between minor versions.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from cpython.object cimport PyObject
 
@@ -21,6 +21,7 @@ cdef extern from *:
     #define rota_lock(lock, self) ((void)(lock), (void)(self))
     #define rota_unlock(lock) ((void)(lock))
     #endif
+    #define rota_given(reference) (reference)
     """
     ctypedef struct lock_t "rota_lock_t":
         pass
@@ -28,37 +29,80 @@ cdef extern from *:
     void unlock "rota_unlock"(lock_t* section) noexcept nogil
     # 1: about to be written to.
     void prefetch "__builtin_prefetch"(const void* address, int rw) noexcept nogil
+    # A reference is counted while the lock is held, and handed on after it.
+    void keep "Py_INCREF"(PyObject* reference) noexcept
+    object given "rota_given"(PyObject* reference)
 
 cdef enum:
     # A pick of a large picker fetches the reference count of the one that comes so many
     # picks later. Arrays of indices have as many valid ones beyond their end.
     AHEAD = 8
+    # The first run after a change is short, for it may be thrown away by the next one;
+    # each further run is twice as long.
+    FIRST_RUN = 4
+    LONGEST_RUN = 1024
+
+# A schedule, as far as it has been walked. Copied from without the GIL: so it is not written
+# to while it has readers, and one that was given up is freed by the last of them.
+cdef struct table_t:
+    Py_ssize_t capacity
+    int32_t n_readers
+    bint is_given_up
+    int32_t indices[1]           # capacity + AHEAD of them
 
 
 cdef class Picker:
     cdef const int32_t* cursor   # the next index of the current run
     cdef const int32_t* end      # one past its last
-    cdef int32_t* cycle          # a schedule that repeats for ever, or NULL
+    cdef const int32_t* cycle    # a schedule that repeats for ever (in `table`), or NULL
     cdef Py_ssize_t period       # its length
-    cdef PyObject** items        # the instances: the tuple's own array
-    cdef tuple held              # the tuple
-    cdef object weight_array     # numpy int64, shape (n,)
-    cdef const int64_t* weight   # its data
-    cdef Py_ssize_t n            # instances
+    cdef table_t* table
+    cdef table_t* spare          # for a change while `table` has readers
+    cdef Py_ssize_t n_walked     # of the table
+    cdef Py_ssize_t run_length   # of the next run, at most
+    cdef PyObject** items        # the instances: the list's own array
+    cdef list held               # the list, `capacity` long; None where there is no instance
+    cdef object weight_array     # numpy int64, shape (capacity,)
+    cdef int64_t* weight         # its data
+    cdef uint8_t* is_present     # by index
+    cdef int32_t* vacant         # indices that were left, the last one on top
+    cdef Py_ssize_t n_vacant
+    cdef Py_ssize_t capacity     # indices there is room for
+    cdef Py_ssize_t n            # indices given out so far
     cdef Py_ssize_t n_live       # instances with weight > 0
+    cdef int64_t total           # sum of the weights
+    cdef uint64_t version        # raised by each change
     cdef bint is_large           # too many for the cache: fetch reference counts ahead
     cdef Py_ssize_t start        # rotation of the list, in [0, n)
     cdef uint64_t random         # SplitMix64 state for what is not the schedule itself
     cdef object __weakref__
 
+    # What the algorithms use.
     cdef int hold(self, instances, weights, seed) except -1
     cdef int rotate(self, start) except -1
-    cdef int32_t* live_from_start(self) except? NULL
-    cdef int32_t* live_by_weight(self) except? NULL
-    cdef int64_t weight_gcd(self) noexcept nogil
-    cdef int cycle_through(self, int32_t* schedule, Py_ssize_t period) except -1
+    cdef int has_table(self, Py_ssize_t capacity) except -1
+    cdef void give_up_table(self) noexcept nogil
+    cdef int free_table(self) except -1
+    cdef void forget_run(self) noexcept nogil
+    cdef void lengthen_run(self) noexcept nogil
+    cdef void close_cycle(self) noexcept nogil
+    cdef void note(self, Py_ssize_t i, int64_t weight) noexcept nogil
+    cdef int give(self, Py_ssize_t i, int64_t weight) except -1
+    cdef int make_room(self, Py_ssize_t coming) except -1
+    cdef Py_ssize_t admit(self, PyObject* instance, int64_t weight) except -1
+    cdef PyObject* dismiss(self, Py_ssize_t i) except NULL
+    cdef Py_ssize_t present(self, index) except -1
+
+    # What each algorithm gives; see picker.pyx.
+    cdef int begin(self) except -1
     cdef void refill(self) noexcept nogil
     cdef int write(self, int32_t* out, Py_ssize_t count) except -1
+    cdef int resize(self, Py_ssize_t capacity) except -1
+    cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1
+    cdef void appear(self, Py_ssize_t i) noexcept nogil
+    cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil
+    cdef void vanish(self, Py_ssize_t i) noexcept nogil
+    cdef int reorder(self, const int32_t* order, Py_ssize_t count) except -1
     cdef dict options(self)
     cdef object state(self)
     cdef int restore(self, state) except -1
@@ -85,5 +129,6 @@ cdef inline object take(Picker picker):
     if picker.is_large:
         prefetch(picker.items[picker.cursor[AHEAD]], 1)
     picker.cursor += 1
+    keep(instance)
     unlock(&section)
-    return <object>instance
+    return given(instance)

@@ -21,12 +21,36 @@ class RoundRobin(Picker[T]):
     ) -> None:
         super().__init__(instances, weights, seed)
         self._rotate(start)
-        self._order = self._live_from_start()
-        self._position = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._order = self._present()
+        self._position = sum(i < self._start for i in self._order)  # in the order
+        self._wrap()
+
+    def _wrap(self) -> None:
+        if self._position >= len(self._order):
+            self._position = 0
 
     def _draw(self) -> int:
-        if not self._order:
-            return -1
-        i = self._order[self._position]
-        self._position = (self._position + 1) % len(self._order)
-        return i
+        for _ in self._order:
+            i = self._order[self._position]
+            self._position += 1
+            self._wrap()
+            if self._weight[i]:
+                return i
+        return -1
+
+    def _appear(self, i: int) -> None:
+        self._order.append(i)
+
+    def _vanish(self, i: int) -> None:
+        place = self._order.index(i)
+        del self._order[place]
+        self._position -= place < self._position
+        self._wrap()
+
+    def _reorder(self, order: list[int]) -> None:
+        following = self._order[self._position]
+        self._order = order
+        self._position = order.index(following)
