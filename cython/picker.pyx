@@ -44,7 +44,7 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.long cimport PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport (
     PyMem_Calloc, PyMem_Free, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc,
 )
@@ -127,17 +127,15 @@ cdef table_t* new_table(Py_ssize_t capacity) noexcept nogil:
     return table
 
 
-cdef int64_t as_int64(object weight) except -1:
+cdef inline int64_t as_int64(object weight) except -1:
     """Return a weight as a C integer; the checks are those of `as_weight`."""
-    cdef int64_t value
+    cdef int overflow = 1
+    cdef int64_t value = -1
     if PyLong_CheckExact(weight):
-        try:
-            value = weight
-        except OverflowError:
-            value = -1
-        if value >= 0:
-            return value
-    return as_weight(weight)
+        value = PyLong_AsLongLongAndOverflow(weight, &overflow)
+    if overflow or value < 0:
+        return as_weight(weight)
+    return value
 
 
 @cython.no_gc_clear  # it holds raw addresses; cycles are broken at what the list holds
@@ -197,20 +195,20 @@ cdef class Picker:
             self.start = splitmix64_below(&self.random, self.n)
         return 0
 
-    cdef int has_table(self, Py_ssize_t capacity) except -1:
-        """See to a table of `capacity` indices and more; what was walked is forgotten."""
+    cdef bint take_table(self, Py_ssize_t capacity) noexcept nogil:
+        """See to a table of `capacity` indices and more, with nothing walked; False without it."""
         cdef table_t* table
+        self.forget_run()
         if self.table != NULL and self.table.capacity >= capacity:
-            return 0
+            return True
         table = new_table(capacity)
         if table == NULL:
-            raise MemoryError
-        self.forget_run()
+            return False
         PyMem_RawFree(self.spare)
         self.spare = NULL
         self.give_up_table()
         self.table = table
-        return 0
+        return True
 
     cdef void give_up_table(self) noexcept nogil:
         if self.table != NULL and self.table.n_readers:
@@ -262,13 +260,11 @@ cdef class Picker:
 
     cdef Py_ssize_t present(self, index) except -1:
         """Return the index of an instance that has not left."""
+        cdef int overflow = 1
         cdef Py_ssize_t i = -1
         if PyLong_CheckExact(index):
-            try:
-                i = index
-            except OverflowError:
-                i = -1
-        if not 0 <= i < self.n:
+            i = PyLong_AsLongLongAndOverflow(index, &overflow)
+        if overflow or not 0 <= i < self.n:
             i = as_index(index, self.n)
         if not self.is_present[i]:
             raise ValueError(f"index must be of an instance that has not left, got {i}")

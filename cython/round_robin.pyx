@@ -101,7 +101,8 @@ cdef class RoundRobin(Picker):
         memset(self.bits + self.n_words, 0, (words - self.n_words) * sizeof(uint64_t))
         self.n_words = words
         self.settle()
-        self.has_table(max(capacity, SMALLEST_TABLE))
+        if not self.take_table(max(capacity, SMALLEST_TABLE)):
+            raise MemoryError
         return 0
 
     cdef int begin(self) except -1:

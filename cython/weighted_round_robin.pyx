@@ -1,37 +1,43 @@
 """Smooth weighted round robin: nginx's order, bit for bit, in stretches.
 
 nginx's rule, O(n) a pick: add its weight to everybody's current weight, pick the greatest
-(the first in the list on a tie), take the sum of all weights from the one picked. Weights
+(the first in the list on a tie), take the sum of all weights W from the one picked. Weights
 3, 3, 4 give  2 0 1 2 0 1 2 0 1 2  and begin again.
 
-Ours gives the same sequence, because of three facts.
-1. Instances of one weight keep one current weight, but for those already picked in this
-   lap, who have W less. So a *group* (one distinct weight) is one number and a position,
-   and a pick compares groups, not instances.
-2. Current weights are straight lines: a group that leads now, leads until a heavier one
-   overtakes it, and when that is follows from one division. Until then the picks are the
-   group's members one after another: a *stretch*, handed out as it lies in memory. With
-   10,000 instances of weights 1 to 100 a stretch is some 87 picks long.
-3. All current weights are 0 again after W / gcd picks. A period of up to 65,536 picks is
-   kept as it is walked for the first time and then repeated.
+Ours gives the same sequence, also after any change of weights and list, because of three
+facts.
+1. Current weights are straight lines whose slope is the weight. So of those of one weight
+   who is ahead stays ahead until it is picked: each weight is a queue (weight_groups.pyx;
+   a current weight is a credit there, and W is a turn), and a pick compares the leaders of
+   the queues, not the instances.
+2. A group that leads now, leads until a heavier one overtakes it, and when that is follows
+   from one division. Until then the picks are its members of equal current weight one
+   after another: a *stretch*. With 10,000 instances of weights 1 to 100 a stretch is some
+   87 picks long.
+3. From some pick on the sequence repeats itself every W / gcd picks, at once where it began
+   with no current weights. A period of up to 65,536 picks is kept as it is walked, and when
+   the state at its end is that of its beginning (all groups have the same leader with the
+   same current weight, and nobody came out of order), it is a cycle.
 
-Memory picture
+    place    0    1    2            groups side by side, for vectors
+    rate     1    4    5            their weights
+    front    4    2    5            what the leader of each will have at the next pick
+             |
+             queue: 7 -> 2 -> 9 -> (7)
 
-    members   | 2 7 9 | 0 4 | 1 3 5 6 8 |      by weight, then by place in the list
-    groups      w=1     w=4   w=5
-    position      ^       ^     ^              next of each group
+Invariants
+- front[k] + pending * rate[k] is the current weight of the leader at place k, plus its
+  weight, as of the last `count`: the picks of the present run are not in it, nor, in a
+  cycle, any since its beginning.
+- W < 2**50 and |current weight| < 2**56 while fronts are int64 (`is_narrow`); beyond that
+  the same rule runs on 128 bits, for good. That is room: greedy is within H(n) turns of the
+  exact share, whatever changes (Coppersmith et al. 2011), and H(2**31) < 23.
 
-Invariants (`current` counts in units of the gcd)
-- current[g] is the current weight of members[first + position] before the present stretch;
-  members before `position` have W less, those after it the same.
-- -W < current weight of anybody, after every pick; all of them sum to 0.
-- current weights stay below 64 W in size (the greedy rule is within H(n) picks of the
-  exact share: Coppersmith et al. 2011), so int64 holds them while W / gcd < 2**56; beyond
-  that the same code runs on 128 bits.
-
-Cost: O(1) a pick from the table. Without one, and while it is walked for the first time,
-O(distinct weights) for a stretch, and in the table its copy, 4 bytes a pick of it. Building
-is O(n log n).
+Cost: a pick is O(1) in a cycle, else O(distinct weights / 8) for a stretch, with vectors,
+and 3 ns for each pick of it. A change is that of a queue, and the next pick looks at all
+distinct weights; the first change in a cycle goes through up to half of the period, 32,768
+picks at most (some 50 us), to find the state. Widening, at the change that brings W to
+2**50, is O(distinct weights). Building is O(n log n).
 
 Sources: nginx, ngx_http_upstream_get_peer (I. Sysoev, 2012), the order of Kitex and Kratos;
 D. Coppersmith, T. Nowicki, G. Paleologo, C. Tresser, C. W. Wu, "The optimality of the
@@ -42,100 +48,136 @@ doi:10.1145/1978782.1978792.
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
+
+from rota.arguments import as_index
 
 cimport cython
 
-from rota.kernels.picker cimport AHEAD, Picker, take
+from rota.kernels.picker cimport take
 from rota.kernels.splitmix64 cimport int128
+from rota.kernels.weight_groups cimport LONGEST_STRETCH, WeightGroups
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #if defined(__x86_64__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(__clang__)
+    /* One clone for each width of vectors; the loader takes the one this machine has. */
+    #define ROTA_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+    #else
+    #define ROTA_VECTORISED
+    #endif
+    #define ROTA_BLOCK 32  /* arrays are padded to a multiple of it */
+    #if defined(__x86_64__)
+    #define ROTA_LANES 4   /* wider than the machine's vectors is slower than none */
+    #else
+    #define ROTA_LANES 2
+    #endif
+    typedef int64_t rota_lanes __attribute__((vector_size(8 * ROTA_LANES), aligned(8), may_alias));
+
+    static inline int rota_any(rota_lanes mask)
+    {
+        int64_t any = 0;
+        for (int k = 0; k < ROTA_LANES; k++) any |= mask[k];
+        return any != 0;
+    }
+
+    /* Add `picks` rates to each front; return the place of the greatest, or -1 where several
+       are; it goes to `greatest`. */
+    ROTA_VECTORISED static Py_ssize_t rota_advance(int64_t *front, const int64_t *rate,
+                                                   Py_ssize_t n, int64_t picks,
+                                                   int64_t *greatest)
+    {
+        /* Two of each, so that one step need not wait for the other. */
+        rota_lanes best = {0}, other, where = {0}, lane = {0}, count = {0};
+        best += INT64_MIN;
+        other = best;
+        for (Py_ssize_t k = 0; k < n; k += 2 * ROTA_LANES) {
+            rota_lanes one = *(const rota_lanes *)(rate + k);
+            rota_lanes two = *(const rota_lanes *)(rate + k + ROTA_LANES);
+            if (picks != 1) { one *= picks; two *= picks; }
+            one += *(const rota_lanes *)(front + k);
+            two += *(const rota_lanes *)(front + k + ROTA_LANES);
+            *(rota_lanes *)(front + k) = one;
+            *(rota_lanes *)(front + k + ROTA_LANES) = two;
+            rota_lanes one_wins = one > best, two_wins = two > other;
+            best = (one & one_wins) | (best & ~one_wins);
+            other = (two & two_wins) | (other & ~two_wins);
+        }
+        int64_t top = INT64_MIN;
+        for (int k = 0; k < ROTA_LANES; k++) {
+            lane[k] = k;
+            top = best[k] > top ? best[k] : top;
+            top = other[k] > top ? other[k] : top;
+        }
+        for (Py_ssize_t k = 0; k < n; k += ROTA_LANES) {
+            rota_lanes is_top = *(const rota_lanes *)(front + k) == top;
+            count -= is_top;
+            where += is_top & (lane + k);
+        }
+        int64_t n_top = 0, place = 0;
+        for (int k = 0; k < ROTA_LANES; k++) { n_top += count[k]; place += where[k]; }
+        *greatest = top;
+        return n_top == 1 ? place : -1;
+    }
+
+    /* Return for how many picks, up to `left`, nobody heavier comes level with a group of
+       this front and rate: while its lead is more than what the other gains in them. */
+    ROTA_VECTORISED static Py_ssize_t rota_lead(const int64_t *front, const int64_t *rate,
+                                                Py_ssize_t n, int64_t own_front,
+                                                int64_t own_rate, Py_ssize_t left)
+    {
+        for (Py_ssize_t b = 0; b < n && left > 1; b += ROTA_BLOCK) {
+            rota_lanes is_level = {0};
+            for (int k = 0; k < ROTA_BLOCK; k += ROTA_LANES) {
+                rota_lanes gain = *(const rota_lanes *)(rate + b + k) - own_rate;
+                rota_lanes lead = own_front - *(const rota_lanes *)(front + b + k) + gain;
+                is_level |= (gain > 0) & (gain * left >= lead);
+            }
+            if (rota_any(is_level))
+                for (int k = 0; k < ROTA_BLOCK; k++) {
+                    int64_t gain = rate[b + k] - own_rate;
+                    int64_t lead = own_front - front[b + k] + gain;
+                    if (gain > 0 && gain * left >= lead) left = lead > 0 ? (lead - 1) / gain : 0;
+                }
+        }
+        return left > 1 ? left : 1;
+    }
+    """
+    Py_ssize_t rota_advance(int64_t* front, const int64_t* rate, Py_ssize_t n, int64_t picks,
+                            int64_t* greatest) noexcept nogil
+    Py_ssize_t rota_lead(const int64_t* front, const int64_t* rate, Py_ssize_t n,
+                         int64_t own_front, int64_t own_rate, Py_ssize_t left) noexcept nogil
+    int64_t NOBODY "(INT64_MIN / 2)"
 
 cdef enum:
+    BLOCK = 32
     LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
     SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
-ctypedef fused value_t:
-    int64_t
-    int128
+cdef int64_t NARROW_TOTAL = <int64_t>1 << 50
+cdef int64_t NARROW_CREDIT = <int64_t>1 << 56
 
 
-cdef void catch_up(WeightedRoundRobin self, value_t* current) noexcept nogil:
-    """Count the picks of the present stretch."""
-    cdef value_t picks = self.stretch
-    cdef int32_t g
-    cdef group_t* lead = &self.groups[self.lead]
-    if self.stretch == 0:
-        return
-    for g in range(self.n_groups):
-        current[g] += <value_t>self.groups[g].weight * picks
-    lead.position += self.stretch
-    if lead.position == lead.length:
-        lead.position = 0
-        current[self.lead] -= <value_t>self.turns
-    self.stretch = 0
+cdef Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    return (n + BLOCK - 1) // BLOCK * BLOCK
 
 
-cdef void elect(WeightedRoundRobin self, value_t* current) noexcept nogil:
-    """Find the group that comes next, and for how many picks it stays ahead."""
-    cdef group_t* groups = self.groups
-    cdef int32_t g, best = 0
-    cdef value_t value, ahead, gain
-    cdef value_t most = current[0] + <value_t>groups[0].weight
-    cdef value_t left
-    for g in range(1, self.n_groups):
-        value = current[g] + <value_t>groups[g].weight
-        if value > most or (value == most and comes_first(self, g, best)):
-            most = value
-            best = g
-    left = groups[best].length - groups[best].position
-    # Only a heavier group gains on it, `gain` with each pick.
-    for g in range(best + 1, self.n_groups):
-        gain = <value_t>(groups[g].weight - groups[best].weight)
-        ahead = current[best] - current[g]
-        if gain >= ahead:  # level, or overtaken, after one pick
-            left = 1
-            break
-        # Ahead after k picks while ahead > gain * k; a product of 64 bits could overflow.
-        if <int128>gain * <int128>left >= <int128>ahead:
-            left = (ahead - 1) / gain
-            if left <= 1:
-                left = 1
-                break
-    self.lead = best
-    self.stretch = <int32_t>left
+cdef object from_int128(int128 value):
+    cdef int64_t high = <int64_t>(value >> 62)
+    cdef int64_t low = <int64_t>(value & <int128>0x3FFFFFFFFFFFFFFF)
+    return (<object>high << 62) + low
 
 
-cdef bint comes_first(WeightedRoundRobin self, int32_t g, int32_t other) noexcept nogil:
-    """Whether the next member of g stands before that of `other` in the rotated list."""
-    cdef Py_ssize_t a = self.members[self.groups[g].first + self.groups[g].position]
-    cdef Py_ssize_t b = self.members[self.groups[other].first + self.groups[other].position]
-    a -= self.start
-    b -= self.start
-    return (a + self.n if a < 0 else a) < (b + self.n if b < 0 else b)
-
-
-cdef list occurrences(Py_ssize_t n, const int32_t* run, Py_ssize_t length):
-    """Return how often each of n indices occurs in a run."""
-    cdef list counts = [0] * n
-    cdef Py_ssize_t k
-    for k in range(length):
-        counts[run[k]] += 1
-    return counts
-
-
-cdef object value_of(WeightedRoundRobin self, int32_t g):
-    """Return current[g] as a Python integer."""
-    cdef int128 wide
-    cdef object high, low
-    if self.is_narrow:
-        return (<int64_t*>self.current)[g]
-    wide = (<int128*>self.current)[g]
-    high = <int64_t>(wide >> 62)
-    low = <int64_t>(wide & <int128>0x3FFFFFFFFFFFFFFF)
-    return (high << 62) + low
+cdef int128 as_int128(object value) except? -1:
+    cdef int128 wide = <int64_t>(value >> 62)
+    cdef int128 low = <int64_t>(value & 0x3FFFFFFFFFFFFFFF)
+    wide = wide << 62
+    return wide + low
 
 
 @cython.final
-cdef class WeightedRoundRobin(Picker):
+cdef class WeightedRoundRobin(WeightGroups):
     """WeightedRoundRobin(instances, weights=None, *, seed=None, start=None)
 
     Instances in proportion to their weights, spread as evenly as nginx spreads them.
@@ -157,175 +199,393 @@ cdef class WeightedRoundRobin(Picker):
     -----
     Each instance comes exactly w / gcd times in each period of W / gcd picks. pick O(1)
     while the period is at most 65,536 picks (a table of 4 bytes a slot, filled as it is
-    walked), else O(distinct weights) for each stretch of picks of one weight; build
-    O(n log n). Any number of threads may share it.
-    The order is that of nginx, Kitex (who begins one pick later) and Kratos.
+    walked), else O(distinct weights) for each stretch of picks of one weight; set_weight,
+    add, remove O(log n), and O(distinct weights) for the pick after it; build O(n log n);
+    60 bytes an instance. Any number of threads may share it.
+    The order is that of nginx, Kitex (who begins one pick later) and Kratos; after a change
+    it is the one nginx goes on with from the same current weights.
     """
 
     def __cinit__(self, instances, weights=None, *, seed=None, start=None):
         self.hold(instances, weights, seed)
         self.rotate(start)
-        cdef Py_ssize_t i, k, slots
-        cdef int32_t g
-        cdef int64_t weight
-        if self.n_live == 0:
-            return
-        self.divisor = self.weight_gcd()
-        for i in range(self.n):
-            self.turns += self.weight[i] / self.divisor
-        self.members = self.live_by_weight()
-        self.n_groups = 1
-        for k in range(1, self.n_live):
-            self.n_groups += self.weight[self.members[k]] != self.weight[self.members[k - 1]]
-        self.is_narrow = self.turns < <int64_t>1 << 56
-        self.groups = <group_t*>PyMem_Calloc(self.n_groups, sizeof(group_t))
-        self.current = PyMem_Calloc(
-            self.n_groups, sizeof(int64_t) if self.is_narrow else sizeof(int128)
-        )
-        if self.groups == NULL or self.current == NULL:
-            raise MemoryError
-        g = -1
-        weight = 0
-        for k in range(self.n_live):
-            if self.weight[self.members[k]] != weight:
-                weight = self.weight[self.members[k]]
-                g += 1
-                self.groups[g].weight = weight / self.divisor
-                self.groups[g].first = k
-            self.groups[g].length += 1
-        if self.turns <= LONGEST_TABLE:
-            slots = (SHORTEST_RUN + self.turns - 1) / self.turns * self.turns
-            self.table = <int32_t*>PyMem_Calloc(slots + AHEAD, sizeof(int32_t))
-            if self.table == NULL:
-                raise MemoryError
+        self.resize(self.capacity)
+        self.begin()
 
     def __dealloc__(self):
-        PyMem_Free(self.groups)
-        PyMem_Free(self.current)
-        PyMem_Free(self.members)
-        if self.cycle == NULL:  # else it is the cycle, and freed as that
-            PyMem_Free(self.table)
-
-    cdef void refill(self) noexcept nogil:
-        cdef Py_ssize_t period = self.turns, length
-        cdef const int32_t* source
-        if self.cycle != NULL:
-            self.cursor = self.cycle
-            self.end = self.cycle + self.period
-            return
-        if self.n_live == 0:
-            return
-        if self.is_narrow:
-            catch_up(self, <int64_t*>self.current)
-            elect(self, <int64_t*>self.current)
-        else:
-            catch_up(self, <int128*>self.current)
-            elect(self, <int128*>self.current)
-        source = (self.members + self.groups[self.lead].first
-                  + self.groups[self.lead].position)
-        if self.table == NULL:
-            self.cursor = source
-            self.end = source + self.stretch
-            return
-        length = min(self.stretch, period - self.n_walked)
-        self.stretch = length
-        memcpy(self.table + self.n_walked, source, length * sizeof(int32_t))
-        self.cursor = self.table + self.n_walked
-        self.end = self.cursor + length
-        self.n_walked += length
-        if self.n_walked == period:
-            self.period = (SHORTEST_RUN + period - 1) / period * period
-            while self.n_walked < self.period:
-                memcpy(self.table + self.n_walked, self.table, period * sizeof(int32_t))
-                self.n_walked += period
-            self.cycle = self.table
+        PyMem_Free(self.front)
+        PyMem_Free(self.rate)
+        PyMem_Free(self.at)
+        PyMem_RawFree(self.mark)
+        PyMem_RawFree(self.mark_leader)
 
     def pick(self):
         """Return the next instance, or None when nothing has weight. O(1)."""
         return take(self)
 
+    # -- the groups, side by side -----------------------------------------------------------
+
+    cdef int reserve_groups(self, int32_t capacity) except -1:
+        cdef void* moved
+        cdef Py_ssize_t n, k
+        cdef size_t width = sizeof(int64_t) if self.is_narrow else sizeof(int128)
+        if capacity > self.group_capacity:
+            n = padded(max(capacity, 2 * self.group_capacity, 4))
+            moved = PyMem_Realloc(self.front, n * width)
+            if moved == NULL:
+                raise MemoryError
+            self.front = moved
+            moved = PyMem_Realloc(self.rate, n * sizeof(int64_t))
+            if moved == NULL:
+                raise MemoryError
+            self.rate = <int64_t*>moved
+            moved = PyMem_Realloc(self.at, n * sizeof(int32_t))
+            if moved == NULL:
+                raise MemoryError
+            self.at = <int32_t*>moved
+            WeightGroups.reserve_groups(self, capacity)
+            for k in range(self.n_groups, n):
+                self.vacate(k)
+        return 0
+
+    cdef void vacate(self, Py_ssize_t place) noexcept nogil:
+        """Leave a place that nobody is elected from."""
+        self.rate[place] = 0
+        if self.is_narrow:
+            (<int64_t*>self.front)[place] = NOBODY
+        else:
+            (<int128*>self.front)[place] = 0
+
+    cdef void clear(self) noexcept nogil:
+        cdef Py_ssize_t place
+        for place in range(padded(self.group_capacity)):
+            self.vacate(place)
+        self.run = NULL
+        self.is_walking = False
+        self.pending = 0
+
+    cdef int128 front_of(self, int32_t g) noexcept nogil:
+        if self.is_narrow:
+            return (<int64_t*>self.front)[self.groups[g].place]
+        return (<int128*>self.front)[self.groups[g].place]
+
+    cdef void set_front(self, int32_t g, int128 value) noexcept nogil:
+        if self.is_narrow:
+            (<int64_t*>self.front)[self.groups[g].place] = <int64_t>value
+        else:
+            (<int128*>self.front)[self.groups[g].place] = value
+
+    cdef void opened(self, int32_t g) noexcept nogil:
+        cdef int32_t place = self.n_groups - 1
+        self.groups[g].place = place
+        self.at[place] = g
+        self.rate[place] = self.groups[g].weight
+        self.set_front(g, 0)
+
+    cdef void closed(self, int32_t g) noexcept nogil:
+        """The last group takes the place of the one that goes."""
+        cdef int32_t last = self.at[self.n_groups - 1], place = self.groups[g].place
+        cdef int128 value = self.front_of(last)
+        self.at[place] = last
+        self.rate[place] = self.rate[self.n_groups - 1]
+        self.vacate(self.n_groups - 1)
+        self.groups[last].place = place
+        if last != g:
+            self.set_front(last, value)
+
+    cdef void lead(self, int32_t g) noexcept nogil:
+        cdef group_t* group = &self.groups[g]
+        self.set_front(g, self.front_of(g) + group.led - self.nodes[group.leader].key)
+        group.led = self.nodes[group.leader].key
+
+    cdef int128 line(self, int32_t g) noexcept nogil:
+        cdef int128 growth = self.groups[g].weight
+        return self.front_of(g) + self.groups[g].led + growth * <int128>(self.pending - 1)
+
+    # -- picks --------------------------------------------------------------------------
+
+    cdef Py_ssize_t grow(self) noexcept nogil:
+        """Let the fronts grow by the picks counted since; return the place of the greatest.
+
+        -1 where several are, and on 128 bits.
+        """
+        cdef int128* wide = <int128*>self.front
+        cdef int128 growth
+        cdef Py_ssize_t k, place = -1
+        if self.is_narrow:
+            place = rota_advance(<int64_t*>self.front, self.rate, padded(self.n_groups),
+                                 self.pending, &self.greatest)
+        else:
+            for k in range(self.n_groups):
+                growth = self.rate[k]
+                wide[k] += growth * <int128>self.pending
+        self.pending = 0
+        return place
+
+    cdef int32_t elect(self) noexcept nogil:
+        """Return the group that comes next."""
+        cdef int64_t* front = <int64_t*>self.front
+        cdef int128* wide = <int128*>self.front
+        cdef int32_t k, n = self.n_groups, best = -1
+        cdef Py_ssize_t place = self.grow()
+        if place >= 0:
+            return self.at[place]
+        if self.is_narrow:
+            for k in range(n):
+                if front[k] == self.greatest:
+                    best = self.first_of(best, self.at[k])
+            return best
+        for k in range(n):
+            if best < 0 or wide[k] > self.front_of(best):
+                best = self.at[k]
+            elif wide[k] == self.front_of(best):
+                best = self.first_of(best, self.at[k])
+        return best
+
+    cdef int32_t first_of(self, int32_t g, int32_t other) noexcept nogil:
+        """Return the group whose leader is first in the list; g may be -1."""
+        if g < 0 or (self.nodes[self.groups[other].leader].rank
+                     < self.nodes[self.groups[g].leader].rank):
+            return other
+        return g
+
+    cdef Py_ssize_t lead_of(self, int32_t g, Py_ssize_t most) noexcept nogil:
+        """Return for how many picks, up to `most`, no other group overtakes g, which is next."""
+        cdef int128* front = <int128*>self.front
+        cdef int128 own = self.front_of(g), gain, lead
+        cdef int128 left = most
+        cdef int64_t weight = self.groups[g].weight
+        cdef int32_t k
+        if self.is_narrow:
+            return rota_lead(<int64_t*>self.front, self.rate, padded(self.n_groups),
+                             <int64_t>own, weight, most)
+        for k in range(self.n_groups):
+            gain = self.rate[k] - weight
+            lead = own - front[k] + gain
+            if gain > 0 and gain * left >= lead:
+                left = 0
+                if lead > 0:
+                    left = (lead - 1) / gain
+                if left <= 1:
+                    return 1
+        return <Py_ssize_t>left
+
+    cdef void count(self, Py_ssize_t picks) noexcept nogil:
+        """Count the first picks of the present run."""
+        if picks:
+            self.pending += picks
+            self.serve(self.run_group, self.run, picks, self.total)
+        self.run = NULL
+
+    cdef void refill(self) noexcept nogil:
+        cdef int32_t* out = &self.stretch[0]
+        cdef Py_ssize_t most = min(self.run_length, LONGEST_STRETCH)
+        if self.cycle != NULL:
+            self.cursor = self.cycle
+            self.end = self.cycle + self.period
+            return
+        if self.n_groups == 0:
+            return
+        if self.run != NULL:
+            self.count(self.end - self.run)
+        if self.is_walking and self.n_strangers:
+            self.is_walking = False
+        if self.is_walking and self.n_walked == self.lap:
+            self.grow()
+            if self.is_back():
+                self.close_cycle()
+                self.refill()
+                return
+            self.is_walking = False
+            self.was_looked_at = False
+        if (not self.is_walking and not self.was_looked_at and self.n_strangers == 0
+                and self.run_length >= LONGEST_STRETCH):
+            self.is_walking = self.begin_walk()
+        if self.is_walking:
+            out = &self.table.indices[self.n_walked]
+            most = min(most, self.lap - self.n_walked)
+        self.run_group = self.elect()
+        if most > 1:
+            most = self.equals(self.run_group, out, most)
+            if most > 1:
+                most = self.lead_of(self.run_group, most)
+        else:
+            out[0] = self.groups[self.run_group].leader
+        self.run = self.cursor = out
+        self.end = out + most
+        if self.is_walking:
+            self.n_walked += most
+        self.lengthen_run()
+
+    # -- the period -----------------------------------------------------------------------
+
+    cdef bint begin_walk(self) noexcept nogil:
+        """Note the state, if the period from here on can be kept."""
+        cdef int64_t lap = self.total / self.common_divisor()
+        cdef Py_ssize_t length = self.run_length, capacity
+        cdef size_t width = sizeof(int64_t) if self.is_narrow else sizeof(int128)
+        cdef int32_t k
+        self.was_looked_at = True
+        if lap > LONGEST_TABLE:
+            return False
+        capacity = (SHORTEST_RUN + lap - 1) / lap * lap
+        if not self.take_table(capacity):
+            return False
+        self.run_length = length
+        PyMem_RawFree(self.mark)
+        PyMem_RawFree(self.mark_leader)
+        self.mark = PyMem_RawMalloc(self.n_groups * width)
+        self.mark_leader = <int32_t*>PyMem_RawMalloc(self.n_groups * sizeof(int32_t))
+        if self.mark == NULL or self.mark_leader == NULL:
+            return False
+        self.grow()
+        memcpy(self.mark, self.front, self.n_groups * width)
+        for k in range(self.n_groups):
+            self.mark_leader[k] = self.groups[self.at[k]].leader
+        self.lap = lap
+        return True
+
+    cdef bint is_back(self) noexcept nogil:
+        """Whether the state is that of the table's beginning."""
+        cdef int32_t k
+        for k in range(self.n_groups):
+            if self.mark_leader[k] != self.groups[self.at[k]].leader:
+                return False
+            if self.is_narrow:
+                if (<int64_t*>self.mark)[k] != (<int64_t*>self.front)[k]:
+                    return False
+            elif (<int128*>self.mark)[k] != (<int128*>self.front)[k]:
+                return False
+        return True
+
+    cdef void replay(self, Py_ssize_t picks) noexcept nogil:
+        """Go from the cycle's beginning to where it has given so many picks.
+
+        Forwards, or backwards from its end, which is the same state. The queues only turn.
+        """
+        cdef int128 turn = self.total
+        cdef Py_ssize_t k
+        cdef int32_t i
+        if picks <= self.lap - picks:
+            for k in range(picks):
+                i = self.cycle[k]
+                self.nodes[i].key += turn
+                self.groups[self.nodes[i].group].head = self.nodes[i].next
+        else:
+            for k in range(self.lap - 1, picks - 1, -1):
+                i = self.cycle[k]
+                self.nodes[i].key -= turn
+                self.groups[self.nodes[i].group].head = i
+            picks -= self.lap
+        self.pending += picks
+        for k in range(self.n_groups):
+            self.choose(self.at[k])
+
+    cdef void settle(self) noexcept nogil:
+        if self.cycle != NULL:
+            # The last run of the walk may still be under way.
+            self.replay((self.cursor - self.cycle) % self.lap)
+        elif self.run != NULL:
+            self.count(self.cursor - self.run)
+        self.run = NULL
+        self.is_walking = self.was_looked_at = False
+        self.forget_run()
+        self.run_length = 1
+
+    # -- changes ------------------------------------------------------------------------
+
+    cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
+        cdef int64_t others = self.total - (self.weight[i] if i < self.n else 0)
+        if self.is_narrow and others + weight >= NARROW_TOTAL:
+            self.widen()
+        return WeightGroups.prepare(self, i, weight)
+
+    cdef int widen(self) except -1:
+        """Go over to 128 bits."""
+        cdef Py_ssize_t n = padded(self.group_capacity), k
+        cdef int128* wide = <int128*>PyMem_Malloc(max(n, 1) * sizeof(int128))
+        if wide == NULL:
+            raise MemoryError
+        self.settle()
+        self.grow()
+        for k in range(n):
+            wide[k] = (<int64_t*>self.front)[k] if k < self.n_groups else 0
+        PyMem_Free(self.front)
+        self.front = wide
+        self.is_narrow = False
+        return 0
+
+    cdef int begin(self) except -1:
+        self.settle()
+        if self.front == NULL:
+            self.is_narrow = self.total < NARROW_TOTAL
+        elif self.is_narrow and self.total >= NARROW_TOTAL:
+            self.widen()
+        WeightGroups.begin(self)
+        self.run_length = LONGEST_STRETCH
+        return 0
+
     @property
     def current_weights(self):
-        """nginx's current weights after the last pick, a list of n integers that sum to 0.
+        """nginx's current weights after the last pick, a list of n integers, by index.
 
-        O(n), and O(period) from a table. All later picks follow from them.
+        They sum to 0 as long as nobody has left, and 0 is where everybody begins. Who is
+        drained keeps what it had. O(n), and O(period) from a table. All later picks follow
+        from them.
         """
         with cython.critical_section(self):
-            return self.state()
+            return self.credits()
 
-    cdef object state(self):
-        cdef Py_ssize_t k, picks
-        cdef int32_t g
-        cdef group_t* group
-        cdef list weights = [0] * self.n
-        if self.n_live == 0:
-            return weights
-        # Before the present stretch ...
-        for g in range(self.n_groups):
-            group = &self.groups[g]
-            value = value_of(self, g)
-            for k in range(group.length):
-                weights[self.members[group.first + k]] = value - (
-                    self.turns if k < group.position else 0
-                )
-        # ... and what was picked since. A walked table is back where it began.
+    cdef list credits(self):
+        cdef Py_ssize_t i, picks = 0
+        cdef const int32_t* run = self.run
+        cdef list values = [from_int128(self.credit(i)) for i in range(self.n)]
+        cdef list counts
         if self.cycle != NULL:
-            picked = occurrences(self.n, self.cycle, self.cursor - self.cycle)
-            picks = self.cursor - self.cycle
-            for k in range(self.stretch):
-                picked[self.members[self.groups[self.lead].first
-                                    + self.groups[self.lead].position + k]] += 1
-            picks += self.stretch
-        else:
-            picks = self.stretch - (self.end - self.cursor)
-            picked = occurrences(self.n, self.end - self.stretch, picks)
-        divisor = self.divisor
-        turns = self.turns
+            run = self.cycle
+            picks = (self.cursor - self.cycle) % self.lap if self.cursor != NULL else 0
+        elif run != NULL:
+            picks = self.cursor - run
+        if picks == 0:
+            return values
+        counts = [0] * self.n
+        for i in range(picks):
+            counts[run[i]] += 1
+        total = self.total
         return [
-            (value + picks * (weight // divisor) - turns * count) * divisor
-            for value, weight, count in zip(weights, self.weight_array.tolist(), picked)
+            value + picks * weight - total * n_picked
+            for value, weight, n_picked in zip(
+                values, [self.weight[i] for i in range(self.n)], counts
+            )
         ]
 
+    cdef object state(self):
+        """Return (current weights by index, the indices in the order of the list)."""
+        cdef Py_ssize_t i
+        present = [i for i in range(self.n) if self.is_present[i]]
+        present.sort(key=[self.nodes[i].rank for i in range(self.n)].__getitem__)
+        return self.credits(), present
+
     cdef int restore(self, state) except -1:
-        """Go on from the current weights `state`; they must be of one point of a schedule."""
-        cdef Py_ssize_t k
-        cdef int32_t g
-        cdef int128 wide
-        cdef list values, positions
-        if not isinstance(state, list) or len(state) != self.n:
-            raise ValueError(f"state must be a list of {self.n} current weights, got {state!r}")
-        if any(state[k] != 0 for k in range(self.n) if self.weight[k] == 0):
-            raise ValueError(f"state must be 0 where the weight is, got {state!r}")
-        total = int(self.turns) * self.divisor
-        values, positions = [], []
-        for g in range(self.n_groups):
-            group = [state[self.members[self.groups[g].first + k]]
-                     for k in range(self.groups[g].length)]
-            top = group[len(group) - 1]
-            position = sum(1 for value in group if value != top)
-            if (not isinstance(top, int) or not -total < top < 64 * total or top % self.divisor
-                    or any(value != top - total for value in group[:position])):
-                raise ValueError(
-                    f"state must be current weights of these instances, got {group!r} for those "
-                    f"of weight {self.groups[g].weight * self.divisor}"
-                )
-            values.append(top // self.divisor)
-            positions.append(position)
-        if sum(state):
-            raise ValueError(f"state must be current weights that sum to 0, got {sum(state)}")
-        for g in range(self.n_groups):
-            self.groups[g].position = positions[g]
-            if self.is_narrow:
-                (<int64_t*>self.current)[g] = values[g]
-            else:
-                wide = <int64_t>(values[g] >> 62)
-                (<int128*>self.current)[g] = (
-                    (wide << 62) + <int128><int64_t>(values[g] & 0x3FFFFFFFFFFFFFFF)
-                )
-        if self.cycle != NULL:
-            self.table = self.cycle
-            self.cycle = NULL
-        self.cursor = self.end = NULL
-        self.stretch = 0
-        self.n_walked = 0
+        cdef Py_ssize_t i, k, count
+        cdef int32_t[::1] order
+        cdef list values
+        values, indices = list(state[0]), [as_index(i, self.n) for i in state[1]]
+        count = len(indices)
+        if (count != self.n - self.n_vacant or len(set(indices)) != count
+                or not all([self.is_present[<Py_ssize_t>i] for i in indices])):
+            raise ValueError(f"state must be an order of the instances, got {indices!r}")
+        if (len(values) != self.n or not all([isinstance(value, int) for value in values])
+                or any([abs(value) >> 80 for value in values])):
+            raise ValueError(f"state must be a list of {self.n} current weights, got {values!r}")
+        if self.is_narrow and any([abs(value) >= NARROW_CREDIT for value in values]):
+            self.widen()
+        self.settle()
+        for k in range(count):
+            self.nodes[<Py_ssize_t>indices[k]].rank = k
+        self.next_rank = count
+        for i in range(self.n):
+            self.nodes[i].key = as_int128(values[i])
+        self.lay_out()
+        self.run_length = LONGEST_STRETCH
         return 0

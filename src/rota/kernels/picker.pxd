@@ -80,7 +80,7 @@ cdef class Picker:
     # What the algorithms use.
     cdef int hold(self, instances, weights, seed) except -1
     cdef int rotate(self, start) except -1
-    cdef int has_table(self, Py_ssize_t capacity) except -1
+    cdef bint take_table(self, Py_ssize_t capacity) noexcept nogil
     cdef void give_up_table(self) noexcept nogil
     cdef int free_table(self) except -1
     cdef void forget_run(self) noexcept nogil

@@ -1,0 +1,573 @@
+"""Instances of one weight as one queue: what the smooth and the fair round robin share.
+
+Both orders say who is next by one number for each instance, its *credit*: what it is owed.
+It grows at a rate that its weight gives, and falls by one turn when it is picked. So of
+those of one weight, a *group*, who is ahead stays ahead until it is picked: each group is a
+queue, and only the leaders of the groups need comparing (the algorithm's part).
+
+A queue is kept by *keys*, which rest while credits grow:
+
+    credit of i  =  line of its group  -  key of i
+
+    chain   head -> . -> . -> .      in order of (key, rank); a pick puts the head behind
+                                     the tail, a turn later
+    heap    those who came out of order: with a change, a credit from another group
+
+Who is picked has paid a turn, which as a rule puts it behind the tail, wherever it came
+from: so a heap empties by itself within a round after the last change, and a queue is a
+ring again that turns without any comparison.
+
+Invariants
+- the chain is sorted by (key, rank), and so is every path down the heap.
+- the leader is the less of the chain's head and the heap's top.
+- a group is open while it has members; `find` gives the group of a weight.
+- a heap has room for all members: a pick allocates nothing.
+
+Cost: a pick O(1), and O(log members) for who comes from a heap; joining and leaving
+O(log members) at worst. Laying out is O(n log n). 32 bytes an instance and 4 to 8 for
+its place in a heap.
+
+Source: ours. The gap of a removed group in the hash table is closed after D. E. Knuth, The
+Art of Computer Programming, vol. 3, 6.4, algorithm R.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memset
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+
+cimport cython
+
+from rota.kernels.picker cimport Picker
+from rota.kernels.splitmix64 cimport int128
+
+cdef enum:
+    IN_HEAP = -2
+    LAST_RANK = 0x7FFFFFFF
+
+cdef struct entry_t:
+    int64_t weight
+    int128 credit
+    int32_t rank
+    int32_t index
+
+
+cdef int in_order(const void* one, const void* other) noexcept nogil:
+    """By weight, then who has more credit, then by rank."""
+    cdef const entry_t* a = <const entry_t*>one
+    cdef const entry_t* b = <const entry_t*>other
+    if a.weight != b.weight:
+        return -1 if a.weight < b.weight else 1
+    if a.credit != b.credit:
+        return -1 if a.credit > b.credit else 1
+    return -1 if a.rank < b.rank else 1
+
+
+# -- order ------------------------------------------------------------------------------
+
+
+cdef inline bint precedes(const node_t* one, const node_t* other) noexcept nogil:
+    """Whether one is before the other in the queue of their group."""
+    return one.key < other.key or (one.key == other.key and one.rank < other.rank)
+
+
+# -- the chain --------------------------------------------------------------------------
+
+
+cdef inline void link(node_t* nodes, int32_t i, int32_t before) noexcept nogil:
+    """Put i into a ring, before a member of it; -1: i is the ring."""
+    if before < 0:
+        nodes[i].next = nodes[i].prev = i
+        return
+    nodes[i].next = before
+    nodes[i].prev = nodes[before].prev
+    nodes[nodes[i].prev].next = i
+    nodes[before].prev = i
+
+
+cdef inline void unlink(node_t* nodes, int32_t i) noexcept nogil:
+    nodes[nodes[i].prev].next = nodes[i].next
+    nodes[nodes[i].next].prev = nodes[i].prev
+
+
+cdef void insert(WeightGroups self, group_t* group, int32_t i) noexcept nogil:
+    """Put i, whose key is set, where it belongs."""
+    cdef node_t* nodes = self.nodes
+    cdef int32_t head = group.head
+    if head < 0:
+        link(nodes, i, -1)
+        group.head = i
+    elif not precedes(&nodes[i], &nodes[nodes[head].prev]):
+        link(nodes, i, head)
+    elif precedes(&nodes[i], &nodes[head]):
+        link(nodes, i, head)
+        group.head = i
+    else:
+        nodes[i].prev = IN_HEAP
+        group.n_heap += 1
+        self.n_strangers += 1
+        rise(nodes, group.heap, group.n_heap - 1, i)
+
+
+# -- the heap ---------------------------------------------------------------------------
+
+
+cdef inline void rise(node_t* nodes, int32_t* heap, int32_t place, int32_t i) noexcept nogil:
+    """Put i at a free place of the heap, or above it, where it belongs."""
+    cdef int32_t up
+    while place > 0:
+        up = (place - 1) >> 1
+        if not precedes(&nodes[i], &nodes[heap[up]]):
+            break
+        heap[place] = heap[up]
+        nodes[heap[place]].next = place
+        place = up
+    heap[place] = i
+    nodes[i].next = place
+
+
+cdef void pull(WeightGroups self, group_t* group, int32_t place) noexcept nogil:
+    """Take who is at `place` out of the heap.
+
+    The lesser child moves up, all the way down; the last of the heap rises from there
+    (R. W. Floyd's way: one comparison a level).
+    """
+    cdef node_t* nodes = self.nodes
+    cdef int32_t* heap = group.heap
+    cdef int32_t down, last = group.n_heap - 1
+    group.n_heap = last
+    self.n_strangers -= 1
+    if place == last:
+        return
+    while True:
+        down = 2 * place + 1
+        if down >= last:
+            break
+        if down + 1 < last:
+            down += precedes(&nodes[heap[down + 1]], &nodes[heap[down]])
+        heap[place] = heap[down]
+        nodes[heap[place]].next = place
+        place = down
+    rise(nodes, heap, place, heap[last])
+
+
+# -- groups by weight -------------------------------------------------------------------
+
+
+cdef inline Py_ssize_t home_of(WeightGroups self, int64_t weight) noexcept nogil:
+    return <Py_ssize_t>(
+        <uint64_t>weight * <uint64_t>0x9E3779B97F4A7C15 >> 32
+    ) & (self.n_buckets - 1)
+
+
+cdef inline int32_t find(WeightGroups self, int64_t weight) noexcept nogil:
+    """Return the group of a weight, -1 when nobody has it."""
+    cdef Py_ssize_t b
+    if self.n_buckets == 0:
+        return -1
+    b = home_of(self, weight)
+    while self.buckets[b] >= 0 and self.groups[self.buckets[b]].weight != weight:
+        b = (b + 1) & (self.n_buckets - 1)
+    return self.buckets[b]
+
+
+cdef int32_t open_group(WeightGroups self, int64_t weight) noexcept nogil:
+    """Return a new group; there is room for it."""
+    cdef Py_ssize_t b = home_of(self, weight)
+    cdef int32_t g = self.free_id
+    if g >= 0:
+        self.free_id = self.groups[g].place
+    else:
+        g = self.n_ids
+        self.n_ids += 1
+    while self.buckets[b] >= 0:
+        b = (b + 1) & (self.n_buckets - 1)
+    self.buckets[b] = g
+    self.groups[g].weight = weight
+    self.groups[g].head = self.groups[g].leader = -1
+    self.groups[g].n_members = self.groups[g].n_heap = 0
+    self.groups[g].led = 0
+    self.n_groups += 1
+    self.divisor = 0
+    self.opened(g)
+    return g
+
+
+cdef void close_group(WeightGroups self, int32_t g) noexcept nogil:
+    cdef Py_ssize_t mask = self.n_buckets - 1
+    cdef Py_ssize_t b = home_of(self, self.groups[g].weight), hole
+    self.closed(g)
+    while self.buckets[b] != g:
+        b = (b + 1) & mask
+    # Who was pushed past the gap comes back.
+    hole = b
+    while True:
+        b = (b + 1) & mask
+        if self.buckets[b] < 0:
+            break
+        if ((b - home_of(self, self.groups[self.buckets[b]].weight)) & mask) >= ((b - hole) & mask):
+            self.buckets[hole] = self.buckets[b]
+            hole = b
+    self.buckets[hole] = -1
+    self.groups[g].weight = 0
+    self.groups[g].place = self.free_id
+    self.free_id = g
+    self.n_groups -= 1
+    self.divisor = 0
+
+
+@cython.no_gc_clear
+cdef class WeightGroups(Picker):
+    """The base of WeightedRoundRobin and FairRoundRobin. Not to be made by itself."""
+
+    def __cinit__(self):
+        self.free_id = -1
+
+    def __dealloc__(self):
+        cdef int32_t g
+        for g in range(self.n_ids):
+            PyMem_Free(self.groups[g].heap)
+        PyMem_Free(self.groups)
+        PyMem_Free(self.nodes)
+        PyMem_Free(self.buckets)
+
+    cdef int128 credit(self, Py_ssize_t i) noexcept nogil:
+        """Return the credit of i, as of the last `settle`."""
+        cdef int128 value = self.nodes[i].key
+        if self.nodes[i].group >= 0:
+            value = self.line(self.nodes[i].group) - value
+        return value
+
+    cdef void choose(self, int32_t g) noexcept nogil:
+        """Find the leader of a group, and tell."""
+        cdef group_t* group = &self.groups[g]
+        group.leader = group.head
+        if group.n_heap and (
+            group.head < 0 or precedes(&self.nodes[group.heap[0]], &self.nodes[group.head])
+        ):
+            group.leader = group.heap[0]
+        self.lead(g)
+
+    cdef int reserve_groups(self, int32_t capacity) except -1:
+        """See to room for that many groups; what was there stays."""
+        cdef void* moved
+        cdef int32_t g
+        cdef Py_ssize_t n_buckets = 16, b
+        cdef int32_t* buckets
+        if capacity <= self.group_capacity:
+            return 0
+        capacity = max(capacity, 2 * self.group_capacity, 4)
+        moved = PyMem_Realloc(self.groups, capacity * sizeof(group_t))
+        if moved == NULL:
+            raise MemoryError
+        self.groups = <group_t*>moved
+        memset(&self.groups[self.group_capacity], 0,
+               (capacity - self.group_capacity) * sizeof(group_t))
+        while n_buckets < 2 * capacity:
+            n_buckets *= 2
+        buckets = <int32_t*>PyMem_Malloc(n_buckets * sizeof(int32_t))
+        if buckets == NULL:
+            raise MemoryError
+        memset(buckets, 0xFF, n_buckets * sizeof(int32_t))
+        PyMem_Free(self.buckets)
+        self.buckets = buckets
+        self.n_buckets = n_buckets
+        for g in range(self.n_ids):
+            if self.groups[g].weight:
+                b = home_of(self, self.groups[g].weight)
+                while buckets[b] >= 0:
+                    b = (b + 1) & (n_buckets - 1)
+                buckets[b] = g
+        self.group_capacity = capacity
+        return 0
+
+    cdef int64_t common_divisor(self) noexcept nogil:
+        """Return the greatest common divisor of the weights; O(groups) after a group came or went."""
+        cdef int64_t a, b, divisor = self.divisor
+        cdef int32_t g
+        if divisor:
+            return divisor
+        for g in range(self.n_ids):
+            a = self.groups[g].weight
+            b = divisor
+            while b:
+                a, b = b, a % b
+            divisor = a
+            if divisor == 1:
+                break
+        self.divisor = divisor
+        return divisor
+
+    # -- coming, going, being picked --------------------------------------------------------
+
+    cdef void join(self, Py_ssize_t i, int64_t weight, int128 credit) noexcept nogil:
+        """Put i, which is in no group, into that of its weight."""
+        cdef int32_t g = find(self, weight)
+        cdef node_t* node = &self.nodes[i]
+        cdef group_t* group
+        if g < 0:
+            g = open_group(self, weight)
+        group = &self.groups[g]
+        node.group = g
+        node.key = self.line(g) - credit
+        group.n_members += 1
+        insert(self, group, i)
+        if group.leader < 0 or precedes(node, &self.nodes[group.leader]):
+            group.leader = i
+            self.lead(g)
+
+    cdef int128 leave(self, Py_ssize_t i) noexcept nogil:
+        """Take i out of its group; return its credit."""
+        cdef node_t* node = &self.nodes[i]
+        cdef int32_t g = node.group
+        cdef group_t* group = &self.groups[g]
+        cdef int128 credit = self.line(g) - node.key
+        group.n_members -= 1
+        if node.prev == IN_HEAP:
+            pull(self, group, node.next)
+        elif node.next == i:
+            group.head = -1
+        else:
+            unlink(self.nodes, i)
+            if group.head == i:
+                group.head = node.next
+        node.group = -1
+        node.key = credit
+        if group.n_members == 0:
+            close_group(self, g)
+        elif group.leader == i:
+            self.choose(g)
+        return credit
+
+    cdef Py_ssize_t equals(self, int32_t g, int32_t* out, Py_ssize_t most) noexcept nogil:
+        """Write who comes next in a group and follows with the same key; return how many.
+
+        At most `most`, each once.
+        """
+        cdef group_t* group = &self.groups[g]
+        cdef int32_t i = group.leader
+        cdef int128 key = self.nodes[i].key
+        cdef Py_ssize_t k = 1
+        out[0] = i
+        if i != group.head:
+            return 1
+        if group.n_heap and self.nodes[group.heap[0]].key == key:
+            return 1
+        while k < most:
+            i = self.nodes[i].next
+            if i == group.head or self.nodes[i].key != key:
+                break
+            out[k] = i
+            k += 1
+        return k
+
+    cdef void serve(
+        self, int32_t g, const int32_t* run, Py_ssize_t count, int128 turn
+    ) noexcept nogil:
+        """Count the picks of the first `count` >= 1 of what `equals` gave: a turn each."""
+        cdef group_t* group = &self.groups[g]
+        cdef node_t* nodes = self.nodes
+        cdef int32_t i = run[0], after
+        cdef Py_ssize_t k
+        if nodes[i].prev == IN_HEAP:
+            pull(self, group, 0)
+            nodes[i].key += turn
+            insert(self, group, i)
+        else:
+            for k in range(count):
+                nodes[run[k]].key += turn
+            after = nodes[run[count - 1]].next
+            if after == i or not precedes(&nodes[i], &nodes[nodes[i].prev]):
+                group.head = after  # behind the tail: the ring turns
+            else:
+                for k in range(count):
+                    unlink(nodes, run[k])
+                group.head = after
+                for k in range(count):
+                    insert(self, group, run[k])
+        self.choose(g)
+
+    # -- changes ------------------------------------------------------------------------
+
+    cdef int resize(self, Py_ssize_t capacity) except -1:
+        cdef void* moved = PyMem_Realloc(self.nodes, max(capacity, 1) * sizeof(node_t))
+        if moved == NULL:
+            raise MemoryError
+        self.nodes = <node_t*>moved
+        return 0
+
+    cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
+        cdef int32_t g, capacity
+        cdef group_t* group
+        cdef void* moved
+        if self.next_rank == LAST_RANK:
+            self.renumber()
+        if weight == 0:
+            return 0
+        g = find(self, weight)
+        if g < 0:
+            self.reserve_groups(self.n_groups + 1)
+            g = self.free_id if self.free_id >= 0 else self.n_ids
+            capacity = 1
+        else:
+            capacity = self.groups[g].n_members + 1
+        group = &self.groups[g]
+        if group.heap_capacity < capacity:
+            capacity = max(capacity, capacity + capacity // 2)
+            moved = PyMem_Realloc(group.heap, capacity * sizeof(int32_t))
+            if moved == NULL:
+                raise MemoryError
+            group.heap = <int32_t*>moved
+            group.heap_capacity = capacity
+        return 0
+
+    cdef void appear(self, Py_ssize_t i) noexcept nogil:
+        self.nodes[i].group = -1
+        self.nodes[i].key = 0
+        self.nodes[i].rank = self.next_rank
+        self.next_rank += 1
+
+    cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
+        cdef int128 credit
+        self.settle()
+        credit = self.leave(i) if self.nodes[i].group >= 0 else self.nodes[i].key
+        self.note(i, weight)
+        if weight:
+            self.join(i, weight, credit)
+
+    cdef void vanish(self, Py_ssize_t i) noexcept nogil:
+        self.nodes[i].key = 0
+
+    cdef int reorder(self, const int32_t* order, Py_ssize_t count) except -1:
+        """Take the order of the list, which only matters between equals."""
+        cdef Py_ssize_t k, first = self.start % count
+        for k in range(1, count):
+            if (self.nodes[order[(first + k) % count]].rank
+                    < self.nodes[order[(first + k - 1) % count]].rank):
+                break
+        else:
+            return 0
+        self.settle()
+        for k in range(count):
+            self.nodes[order[k]].key = self.credit(order[k])
+        # Only now: a credit is reckoned from its group.
+        for k in range(count):
+            self.nodes[order[(first + k) % count]].rank = k
+        self.next_rank = count
+        return self.lay_out()
+
+    cdef int renumber(self) except -1:
+        """Give the ranks out again from 0, in the same order: once in 2**31 additions."""
+        cdef entry_t* entries = <entry_t*>PyMem_Malloc(max(self.n, 1) * sizeof(entry_t))
+        cdef Py_ssize_t i, k, count = 0
+        if entries == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            if self.is_present[i]:
+                entries[count].weight = 0
+                entries[count].credit = 0
+                entries[count].rank = self.nodes[i].rank
+                entries[count].index = i
+                count += 1
+        qsort(entries, count, sizeof(entry_t), in_order)
+        for k in range(count):
+            self.nodes[entries[k].index].rank = k
+        self.next_rank = count
+        PyMem_Free(entries)
+        return 0
+
+    cdef int begin(self) except -1:
+        cdef Py_ssize_t i
+        cdef int32_t rank = 0
+        for i in range(self.n):
+            self.nodes[i].key = 0
+        for i in range(self.start, self.n):
+            self.nodes[i].rank = rank
+            rank += self.is_present[i]
+        for i in range(self.start):
+            self.nodes[i].rank = rank
+            rank += self.is_present[i]
+        self.next_rank = rank
+        return self.lay_out()
+
+    cdef int lay_out(self) except -1:
+        """Form the groups anew from weights, ranks, and credits (which the keys are). O(n log n)."""
+        cdef entry_t* entries
+        cdef Py_ssize_t i, k, count = 0, first
+        cdef int32_t g, n_groups = 0, length
+        cdef void* moved
+        entries = <entry_t*>PyMem_Malloc(max(self.n_live, 1) * sizeof(entry_t))
+        if entries == NULL:
+            raise MemoryError
+        try:
+            for i in range(self.n):
+                self.nodes[i].group = -1
+                if self.weight[i]:
+                    entries[count].weight = self.weight[i]
+                    entries[count].credit = self.nodes[i].key
+                    entries[count].rank = self.nodes[i].rank
+                    entries[count].index = i
+                    count += 1
+            qsort(entries, count, sizeof(entry_t), in_order)
+            for k in range(count):
+                n_groups += k == 0 or entries[k].weight != entries[k - 1].weight
+            self.forget_run()
+            self.n_groups = self.n_ids = self.n_strangers = 0
+            self.free_id = -1
+            self.divisor = 0
+            for g in range(self.group_capacity):
+                PyMem_Free(self.groups[g].heap)
+            memset(self.groups, 0, self.group_capacity * sizeof(group_t))
+            if self.n_buckets:
+                memset(self.buckets, 0xFF, self.n_buckets * sizeof(int32_t))
+            self.clear()
+            self.reserve_groups(n_groups)
+            first = 0
+            while first < count:
+                length = 1
+                while (first + length < count
+                       and entries[first + length].weight == entries[first].weight):
+                    length += 1
+                g = self.n_ids
+                moved = PyMem_Malloc(length * sizeof(int32_t))
+                if moved == NULL:
+                    raise MemoryError
+                self.groups[g].heap = <int32_t*>moved
+                self.groups[g].heap_capacity = length
+                g = open_group(self, entries[first].weight)
+                for k in range(first, first + length):
+                    i = entries[k].index
+                    self.nodes[i].group = g
+                    self.nodes[i].key = self.line(g) - entries[k].credit
+                    link(self.nodes, i, self.groups[g].head)
+                    if self.groups[g].head < 0:
+                        self.groups[g].head = i
+                self.groups[g].n_members = length
+                self.choose(g)
+                first += length
+        finally:
+            PyMem_Free(entries)
+        return 0
+
+    # -- what each algorithm gives ------------------------------------------------------------
+
+    cdef void clear(self) noexcept nogil:
+        """Forget all groups, and begin with no credit anywhere."""
+
+    cdef void opened(self, int32_t g) noexcept nogil:
+        """There is a new group."""
+
+    cdef void lead(self, int32_t g) noexcept nogil:
+        """The leader of a group, or its key, is another."""
+
+    cdef void closed(self, int32_t g) noexcept nogil:
+        """A group is about to go."""
+
+    cdef int128 line(self, int32_t g) noexcept nogil:
+        """Return credit + key of any member of a group; of an empty one, what it should be."""
+        return 0
+
+    cdef void settle(self) noexcept nogil:
+        """Count the picks handed out, and forget the run."""
+        self.forget_run()

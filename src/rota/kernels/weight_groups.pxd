@@ -1,0 +1,66 @@
+"""Instances by weight, each weight a queue: for the kernels of this package.
+
+See weight_groups.pyx. Pick with `picker_index`.
+"""
+
+from libc.stdint cimport int32_t, int64_t
+
+from rota.kernels.picker cimport AHEAD, Picker
+from rota.kernels.splitmix64 cimport int128
+
+cdef enum:
+    LONGEST_STRETCH = 64
+
+cdef struct node_t:
+    int128 key          # when it is next: the least comes first. Without weight: its credit
+    int32_t next        # in the chain; in the heap: its place there
+    int32_t prev        # in the chain; IN_HEAP
+    int32_t group       # -1 without weight
+    int32_t rank        # place in the list: the lower of two with equal keys comes first
+
+cdef struct group_t:
+    int64_t weight      # 0: an id that is free
+    int128 led          # key of the leader, when `lead` was last told
+    int32_t leader      # who comes first of all members, -1 when there are none
+    int32_t head        # of the chain, a ring of nodes in order; -1
+    int32_t n_members
+    int32_t n_heap
+    int32_t heap_capacity
+    int32_t place       # for the algorithm's own use
+    int32_t* heap       # those who came out of order
+
+cdef class WeightGroups(Picker):
+    cdef node_t* nodes           # by index
+    cdef group_t* groups         # by id
+    cdef int32_t n_groups        # in use
+    cdef int32_t n_ids           # given out
+    cdef int32_t free_id         # a list through `place`, -1 at its end
+    cdef int32_t group_capacity
+    cdef int32_t* buckets        # ids by weight, open addressing; -1
+    cdef Py_ssize_t n_buckets    # a power of two, at least twice the ids
+    cdef int32_t next_rank
+    cdef Py_ssize_t n_strangers  # in heaps
+    cdef int64_t divisor         # gcd of the weights; 0: to be found
+    cdef int32_t stretch[LONGEST_STRETCH + AHEAD]   # the run, where no table is walked
+
+    # What the algorithms use.
+    cdef void join(self, Py_ssize_t i, int64_t weight, int128 credit) noexcept nogil
+    cdef int128 leave(self, Py_ssize_t i) noexcept nogil
+    cdef void serve(
+        self, int32_t g, const int32_t* run, Py_ssize_t count, int128 turn
+    ) noexcept nogil
+    cdef Py_ssize_t equals(self, int32_t g, int32_t* out, Py_ssize_t most) noexcept nogil
+    cdef void choose(self, int32_t g) noexcept nogil
+    cdef int128 credit(self, Py_ssize_t i) noexcept nogil
+    cdef int64_t common_divisor(self) noexcept nogil
+    cdef int lay_out(self) except -1
+    cdef int renumber(self) except -1
+
+    # What each of them gives.
+    cdef int reserve_groups(self, int32_t capacity) except -1
+    cdef void clear(self) noexcept nogil
+    cdef void opened(self, int32_t g) noexcept nogil
+    cdef void lead(self, int32_t g) noexcept nogil
+    cdef void closed(self, int32_t g) noexcept nogil
+    cdef int128 line(self, int32_t g) noexcept nogil
+    cdef void settle(self) noexcept nogil
