@@ -26,6 +26,7 @@ Changes, for algorithms. `weight[i]` changes in `reweigh` only. An algorithm giv
     refill      the next run, at most `run_length` long (begun short after a change: it may
                 be thrown away)
     resize      room for that many indices in its own arrays
+    fetch       i is about to change: have memory fetched
     prepare     room for i to have that weight
     appear      i is new and has weight 0: its place is the last of the list
     reweigh     i has another weight from now on: bring the schedule to where the picks are
@@ -65,7 +66,7 @@ from rota.identity import match
 cimport cython
 
 from rota.kernels.picker cimport (
-    AHEAD, FIRST_RUN, LONGEST_RUN, given, keep, lock, lock_t, take, unlock,
+    AHEAD, FIRST_RUN, LONGEST_RUN, given, keep, lock, lock_t, prefetch, take, unlock,
 )
 from rota.kernels.splitmix64 cimport splitmix64_below
 
@@ -266,6 +267,7 @@ cdef class Picker:
             i = PyLong_AsLongLongAndOverflow(index, &overflow)
         if overflow or not 0 <= i < self.n:
             i = as_index(index, self.n)
+        self.fetch(i)
         if not self.is_present[i]:
             raise ValueError(f"index must be of an instance that has not left, got {i}")
         return i
@@ -367,6 +369,9 @@ cdef class Picker:
 
     cdef int resize(self, Py_ssize_t capacity) except -1:
         return 0
+
+    cdef void fetch(self, Py_ssize_t i) noexcept nogil:
+        prefetch(&self.weight[i], 1)
 
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
         return 0

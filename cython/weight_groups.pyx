@@ -21,11 +21,10 @@ Invariants
 - the chain is sorted by (key, rank), and so is every path down the heap.
 - the leader is the less of the chain's head and the heap's top.
 - a group is open while it has members; `find` gives the group of a weight.
-- a heap has room for all members: a pick allocates nothing.
 
 Cost: a pick O(1), and O(log members) for who comes from a heap; joining and leaving
-O(log members) at worst. Laying out is O(n log n). 32 bytes an instance and 4 to 8 for
-its place in a heap.
+O(log members) at worst; a heap doubles when it is full. Laying out is O(n log n). 32 bytes
+an instance, and 32 to 48 for its place in a heap.
 
 Source: ours. The gap of a removed group in the hash table is closed after D. E. Knuth, The
 Art of Computer Programming, vol. 3, 6.4, algorithm R.
@@ -35,11 +34,13 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memset
 
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport (
+    PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawRealloc, PyMem_Realloc,
+)
 
 cimport cython
 
-from rota.kernels.picker cimport Picker
+from rota.kernels.picker cimport Picker, prefetch
 from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
@@ -103,53 +104,81 @@ cdef void insert(WeightGroups self, group_t* group, int32_t i) noexcept nogil:
     elif precedes(&nodes[i], &nodes[head]):
         link(nodes, i, head)
         group.head = i
-    else:
+    elif has_room(group):
         nodes[i].prev = IN_HEAP
         group.n_heap += 1
         self.n_strangers += 1
-        rise(nodes, group.heap, group.n_heap - 1, i)
+        rise(nodes, group.heap, group.n_heap - 1, nodes[i].key, nodes[i].rank, i)
+    else:
+        # No memory: find the place one by one.
+        while precedes(&nodes[head], &nodes[i]):
+            head = nodes[head].next
+        link(nodes, i, head)
 
 
 # -- the heap ---------------------------------------------------------------------------
 
 
-cdef inline void rise(node_t* nodes, int32_t* heap, int32_t place, int32_t i) noexcept nogil:
+cdef bint has_room(group_t* group) noexcept nogil:
+    """See to room for one more in the heap."""
+    cdef size_t capacity
+    cdef void* moved
+    if group.n_heap == group.heap_capacity:
+        capacity = max(4, group.n_heap + group.n_heap // 2)
+        moved = PyMem_RawRealloc(group.heap, capacity * sizeof(stranger_t))
+        if moved == NULL:
+            return False
+        group.heap = <stranger_t*>moved
+        group.heap_capacity = capacity
+    return True
+
+
+cdef inline bint is_less(const stranger_t* one, int128 key, int32_t rank) noexcept nogil:
+    return one.key < key or (one.key == key and one.rank < rank)
+
+
+cdef inline void rise(node_t* nodes, stranger_t* heap, int32_t place, int128 key, int32_t rank,
+                      int32_t i) noexcept nogil:
     """Put i at a free place of the heap, or above it, where it belongs."""
     cdef int32_t up
     while place > 0:
-        up = (place - 1) >> 1
-        if not precedes(&nodes[i], &nodes[heap[up]]):
+        up = (place - 1) >> 2
+        if is_less(&heap[up], key, rank):
             break
         heap[place] = heap[up]
-        nodes[heap[place]].next = place
+        nodes[heap[place].index].next = place
         place = up
-    heap[place] = i
+    heap[place].key = key
+    heap[place].rank = rank
+    heap[place].index = i
     nodes[i].next = place
 
 
 cdef void pull(WeightGroups self, group_t* group, int32_t place) noexcept nogil:
     """Take who is at `place` out of the heap.
 
-    The lesser child moves up, all the way down; the last of the heap rises from there
-    (R. W. Floyd's way: one comparison a level).
+    The least child moves up, all the way down, and the last of the heap rises from there
+    (R. W. Floyd's way). Four children: they are side by side in memory.
     """
     cdef node_t* nodes = self.nodes
-    cdef int32_t* heap = group.heap
-    cdef int32_t down, last = group.n_heap - 1
+    cdef stranger_t* heap = group.heap
+    cdef int32_t down, k, best, last = group.n_heap - 1
     group.n_heap = last
     self.n_strangers -= 1
     if place == last:
         return
     while True:
-        down = 2 * place + 1
+        down = 4 * place + 1
         if down >= last:
             break
-        if down + 1 < last:
-            down += precedes(&nodes[heap[down + 1]], &nodes[heap[down]])
-        heap[place] = heap[down]
-        nodes[heap[place]].next = place
-        place = down
-    rise(nodes, heap, place, heap[last])
+        best = down
+        for k in range(down + 1, min(down + 4, last)):
+            if is_less(&heap[k], heap[best].key, heap[best].rank):
+                best = k
+        heap[place] = heap[best]
+        nodes[heap[place].index].next = place
+        place = best
+    rise(nodes, heap, place, heap[last].key, heap[last].rank, heap[last].index)
 
 
 # -- groups by weight -------------------------------------------------------------------
@@ -227,7 +256,7 @@ cdef class WeightGroups(Picker):
     def __dealloc__(self):
         cdef int32_t g
         for g in range(self.n_ids):
-            PyMem_Free(self.groups[g].heap)
+            PyMem_RawFree(self.groups[g].heap)
         PyMem_Free(self.groups)
         PyMem_Free(self.nodes)
         PyMem_Free(self.buckets)
@@ -244,9 +273,11 @@ cdef class WeightGroups(Picker):
         cdef group_t* group = &self.groups[g]
         group.leader = group.head
         if group.n_heap and (
-            group.head < 0 or precedes(&self.nodes[group.heap[0]], &self.nodes[group.head])
+            group.head < 0
+            or is_less(group.heap, self.nodes[group.head].key, self.nodes[group.head].rank)
         ):
-            group.leader = group.heap[0]
+            group.leader = group.heap[0].index
+        prefetch(&self.items[group.leader], 0)
         self.lead(g)
 
     cdef int reserve_groups(self, int32_t capacity) except -1:
@@ -315,6 +346,7 @@ cdef class WeightGroups(Picker):
         insert(self, group, i)
         if group.leader < 0 or precedes(node, &self.nodes[group.leader]):
             group.leader = i
+            prefetch(&self.items[i], 0)
             self.lead(g)
 
     cdef int128 leave(self, Py_ssize_t i) noexcept nogil:
@@ -352,7 +384,7 @@ cdef class WeightGroups(Picker):
         out[0] = i
         if i != group.head:
             return 1
-        if group.n_heap and self.nodes[group.heap[0]].key == key:
+        if group.n_heap and group.heap[0].key == key:
             return 1
         while k < most:
             i = self.nodes[i].next
@@ -397,29 +429,15 @@ cdef class WeightGroups(Picker):
         self.nodes = <node_t*>moved
         return 0
 
+    cdef void fetch(self, Py_ssize_t i) noexcept nogil:
+        prefetch(&self.nodes[i], 1)
+        prefetch(&self.weight[i], 1)
+
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
-        cdef int32_t g, capacity
-        cdef group_t* group
-        cdef void* moved
         if self.next_rank == LAST_RANK:
             self.renumber()
-        if weight == 0:
-            return 0
-        g = find(self, weight)
-        if g < 0:
+        if weight and find(self, weight) < 0:
             self.reserve_groups(self.n_groups + 1)
-            g = self.free_id if self.free_id >= 0 else self.n_ids
-            capacity = 1
-        else:
-            capacity = self.groups[g].n_members + 1
-        group = &self.groups[g]
-        if group.heap_capacity < capacity:
-            capacity = max(capacity, capacity + capacity // 2)
-            moved = PyMem_Realloc(group.heap, capacity * sizeof(int32_t))
-            if moved == NULL:
-                raise MemoryError
-            group.heap = <int32_t*>moved
-            group.heap_capacity = capacity
         return 0
 
     cdef void appear(self, Py_ssize_t i) noexcept nogil:
@@ -496,7 +514,6 @@ cdef class WeightGroups(Picker):
         cdef entry_t* entries
         cdef Py_ssize_t i, k, count = 0, first
         cdef int32_t g, n_groups = 0, length
-        cdef void* moved
         entries = <entry_t*>PyMem_Malloc(max(self.n_live, 1) * sizeof(entry_t))
         if entries == NULL:
             raise MemoryError
@@ -517,7 +534,7 @@ cdef class WeightGroups(Picker):
             self.free_id = -1
             self.divisor = 0
             for g in range(self.group_capacity):
-                PyMem_Free(self.groups[g].heap)
+                PyMem_RawFree(self.groups[g].heap)
             memset(self.groups, 0, self.group_capacity * sizeof(group_t))
             if self.n_buckets:
                 memset(self.buckets, 0xFF, self.n_buckets * sizeof(int32_t))
@@ -529,12 +546,6 @@ cdef class WeightGroups(Picker):
                 while (first + length < count
                        and entries[first + length].weight == entries[first].weight):
                     length += 1
-                g = self.n_ids
-                moved = PyMem_Malloc(length * sizeof(int32_t))
-                if moved == NULL:
-                    raise MemoryError
-                self.groups[g].heap = <int32_t*>moved
-                self.groups[g].heap_capacity = length
                 g = open_group(self, entries[first].weight)
                 for k in range(first, first + length):
                     i = entries[k].index

@@ -98,6 +98,7 @@ cdef class Picker:
     cdef void refill(self) noexcept nogil
     cdef int write(self, int32_t* out, Py_ssize_t count) except -1
     cdef int resize(self, Py_ssize_t capacity) except -1
+    cdef void fetch(self, Py_ssize_t i) noexcept nogil
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1
     cdef void appear(self, Py_ssize_t i) noexcept nogil
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil

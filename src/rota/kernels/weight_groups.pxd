@@ -18,6 +18,12 @@ cdef struct node_t:
     int32_t group       # -1 without weight
     int32_t rank        # place in the list: the lower of two with equal keys comes first
 
+# One of a heap, with what it is compared by: its node is elsewhere in memory.
+cdef struct stranger_t:
+    int128 key
+    int32_t rank
+    int32_t index
+
 cdef struct group_t:
     int64_t weight      # 0: an id that is free
     int128 led          # key of the leader, when `lead` was last told
@@ -27,7 +33,7 @@ cdef struct group_t:
     int32_t n_heap
     int32_t heap_capacity
     int32_t place       # for the algorithm's own use
-    int32_t* heap       # those who came out of order
+    stranger_t* heap    # those who came out of order: four children each, the least on top
 
 cdef class WeightGroups(Picker):
     cdef node_t* nodes           # by index
