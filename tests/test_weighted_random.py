@@ -193,6 +193,6 @@ def test_bad_draws_are_refused(impl, bits):
 
 def test_states_are_checked(kernels):
     picker = kernels.WeightedRandom(range(3), seed=1)
-    for state in (-1, 2**64, "a", None):
+    for state in (-1, "a", None, (), (0,), (-1, 0), (2**64, 0), ("a", 0), (0, -1), (0, 3), (0, "a")):
         with pytest.raises((ValueError, TypeError), match="state"):
-            picker._restore((0, state))
+            picker._restore((0, [], state))
