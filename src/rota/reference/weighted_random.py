@@ -1,6 +1,12 @@
-"""Reference of kernels.weighted_random: the same exact alias table, in Python's integers."""
+"""Reference of kernels.weighted_random: the same exact draws, in Python's integers.
 
+By an alias table; after a change by the cumulative weights for as many picks as it takes the
+kernel to make its table again.
+"""
+
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,19 +56,54 @@ class WeightedRandom(Picker[T]):
         self, instances: Iterable[T], weights: Any = None, *, seed: int | None = None
     ) -> None:
         super().__init__(instances, weights, seed)
+        self._begin()
+
+    def _begin(self) -> None:
         self._stream = self._random
         self._random = SplitMix64(self._stream.state ^ MASK)
+        self._start_over()
+        self._n_left = 0
+
+    def _start_over(self) -> None:
+        """Forget what was made of other weights."""
         self._total = sum(self._weight)
         self._log2_columns = max(len(self._weight) - 1, 0).bit_length()
+        self._n_left = 2 * max((1 << self._log2_columns) // 8, 1)  # draws not by the table
+        self._sums: list[int] = []
         self._share: list[int] = []
         self._alias: list[int] = []
-        if self._n_live:
-            self._share, self._alias = _vose(self._weight, 1 << self._log2_columns)
+
+    def _appear(self, i: int) -> None:
+        self._start_over()
+
+    def _reweigh(self, i: int, old: int) -> None:
+        self._start_over()
 
     def _draw(self) -> int:
-        return self._locate(self._stream.next()) if self._n_live else -1
+        if not self._n_live:
+            return -1
+        i = self._locate(self._stream.next())
+        self._n_left = max(self._n_left - 1, 0)
+        return i
 
     def _locate(self, bits: int) -> int:
+        return self._by_sums(bits) if self._n_left else self._by_table(bits)
+
+    def _by_sums(self, bits: int) -> int:
+        if not self._sums:
+            self._sums = list(accumulate(self._weight))
+        product = bits * self._total
+        r = product >> 64
+        if product & MASK < 2**64 % self._total:
+            r = SplitMix64(bits).below(self._total)
+        return bisect_right(self._sums, r)
+
+    def _make_table(self) -> None:
+        if not self._share:
+            self._share, self._alias = _vose(self._weight, 1 << self._log2_columns)
+
+    def _by_table(self, bits: int) -> int:
+        self._make_table()
         k = self._log2_columns
         column = bits >> (64 - k)
         share, total = self._share[column], self._total
@@ -82,8 +123,12 @@ class WeightedRandom(Picker[T]):
     def index_of(self, bits: int, /) -> int | None:
         """Return the index that the 64-bit draw `bits` selects; None when nothing has weight."""
         drawn = as_uint64("bits", bits)
-        return self._locate(drawn) if self._n_live else None
+        with self._lock:
+            return self._locate(drawn) if self._n_live else None
 
     def alias_table(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
         """Return (share, alias), the integers that picks are made of; see `alias_table`."""
-        return np.array(self._share, np.uint64), np.array(self._alias, np.int32)
+        with self._lock:
+            if self._n_live and not self._n_left:
+                self._make_table()
+            return np.array(self._share, np.uint64), np.array(self._alias, np.int32)
