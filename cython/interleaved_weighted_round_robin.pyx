@@ -147,86 +147,117 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         """Empty both queues."""
         self.forget_run()
         self.moved = NULL
-        self.is_round_after_round = False
-        self.head = self.kept = self.length = 0
+        self.is_whole_rounds = False
+        self.head = self.first = self.kept = self.length = 0
         self.n_waiting = self.swept = self.swept_to = 0
 
     # -- picks --------------------------------------------------------------------------
 
     cdef void refill(self) noexcept nogil:
+        cdef int32_t* run = self.run
         cdef const int32_t* queue
-        cdef Py_ssize_t slot, stop, count, length = 0
+        cdef Py_ssize_t slot, stop, k, count = 0
         cdef Py_ssize_t longest = min(self.run_length, LONGEST)
-        cdef int64_t fewest, most, remainder, laps
+        if self.is_whole_rounds and self.run_length > LONGEST:
+            self.cursor = self.moved = run
+            return
         self.settle()
+        self.is_whole_rounds = False
         if self.n_live == 0:
             return
         self.find_head()
         queue = self.queues[self.which]
         stop = min(self.length, self.head + longest)
         for slot in range(self.head, stop):
-            if queue[slot] >= 0:
-                self.run[length] = queue[slot]
-                length += 1
-        self.is_round_after_round = False
+            run[count] = queue[slot]
+            count += queue[slot] >= 0
+        run[count] = 0  # not a gap: `pick` looks ahead
         if self.is_large:
-            for slot in range(length):
-                prefetch(&self.nodes[self.run[slot]], 1)
-            count = length
+            for k in range(count):
+                prefetch(&self.nodes[run[k]], 1)
+            k = count
             for slot in range(stop, min(self.length, stop + AHEAD)):
                 if queue[slot] >= 0:
-                    self.run[count] = queue[slot]
-                    count += 1
-        if stop == self.length and self.kept == 0 and 2 * length <= longest:
-            # This is all of `current`, and it is short.
-            fewest = most = self.nodes[self.run[0]].remainder
-            for slot in range(1, length):
-                remainder = self.nodes[self.run[slot]].remainder
-                fewest = min(fewest, remainder)
-                most = max(most, remainder)
-            laps = fewest // self.divisor
-            if (fewest == most and length == self.n_live
-                    and self.total == self.n_live * self.common):
-                # All have the same weight, and the same turns left: all rounds are alike.
-                self.is_round_after_round = True
-                laps = longest
-            count = length
-            length *= min(laps, longest // length)
-            for slot in range(count, length):
-                self.run[slot] = self.run[slot - count]
-        self.cursor = self.moved = self.run
-        self.end = self.run + length
+                    run[k] = queue[slot]
+                    k += 1
+        if stop == self.length and self.kept == self.first:
+            count = self.repeat(count, longest)
+        self.cursor = self.moved = run
+        self.end = run + count
         self.lengthen_run()
+
+    cdef Py_ssize_t repeat(self, Py_ssize_t count, Py_ssize_t longest) noexcept nogil:
+        """Go on with a run that is all of `current`, as long as that is simple; its length."""
+        cdef int32_t* run = self.run
+        cdef Py_ssize_t length = count, first = 0, k
+        cdef int64_t goal, fewest = MOST_WEIGHT, previous = 0, level = self.level
+        cdef bint repeats = (
+            count == self.n_live and self.total // self.common <= longest
+            and self.divisor == self.common == level and not self.may_be_greater
+        )
+        if not repeats and 2 * count > longest:
+            return count
+        for k in range(count):
+            goal = self.nodes[run[k]].goal
+            repeats = repeats and goal == self.weight[run[k]] and goal >= previous
+            fewest = min(fewest, goal)
+            previous = goal
+        if repeats:
+            # The round begins, and goes lightest first: so will all to come. A pass is the
+            # rest of the first one.
+            while True:
+                while first < count and self.nodes[run[first]].goal <= level:
+                    first += 1
+                if first == count:
+                    break
+                level += self.divisor
+                for k in range(first, count):
+                    run[length] = run[k]
+                    length += 1
+            self.is_whole_rounds = True
+            self.round_length = count = length
+            length *= longest // count
+        else:
+            length *= min((fewest - level) // self.divisor + 1, longest // count)
+        for k in range(count, length):
+            run[k] = run[k - count]
+        return length
 
     cdef void settle(self) noexcept nogil:
         """Move those of the run that were picked."""
         cdef node_t* node
-        cdef int32_t i
-        cdef Py_ssize_t slot
-        while self.moved != self.cursor:
-            i = self.moved[0]
-            self.moved += 1
-            node = &self.nodes[i]
-            if node.place & 1 != self.which:
-                self.begin_round()
+        cdef const int32_t* moved = self.moved
+        cdef Py_ssize_t slot, head = self.head, first = self.first, kept = self.kept
+        if self.is_whole_rounds and self.cursor - moved > self.round_length:
+            # A round changes nothing but that all wait for the next one: move the last.
+            moved += (self.cursor - moved - 1) // self.round_length * self.round_length
+        while moved != self.cursor:
+            node = &self.nodes[moved[0]]
             slot = node.place >> 1
-            if slot < self.head:
-                # The next pass: it goes through those that were kept, which are no more
-                # than were gone through.
-                self.length = self.kept
-                self.kept = 0
-            self.head = slot + 1
-            node.remainder -= self.divisor
-            if node.remainder > 0:
-                self.queues[self.which][self.kept] = i
-                node.place = 2 * self.kept + self.which
-                self.kept += 1
+            if slot < head:
+                # The next pass: of those that were kept, no more than were gone through.
+                self.length = kept
+                self.level += self.divisor
+                kept = first
+            head = slot + 1
+            if node.goal <= self.level:
+                if kept == first:
+                    first = kept = head
+                self.await_next(moved[0])
             else:
-                self.await_next(i)
+                if kept != slot:
+                    self.queues[self.which][kept] = moved[0]
+                    node.place = 2 * kept + self.which
+                kept += 1
+            moved += 1
+        self.moved = moved
+        self.head = head
+        self.first = first
+        self.kept = kept
 
     cdef void await_next(self, int32_t i) noexcept nogil:
         """Put i at the back of `next`."""
-        self.nodes[i].remainder = self.weight[i]
+        self.nodes[i].goal = self.weight[i]
         self.nodes[i].place = 2 * self.n_waiting + (1 - self.which)
         self.queues[1 - self.which][self.n_waiting] = i
         self.n_waiting += 1
@@ -255,10 +286,10 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         """Let the two queues change places."""
         self.which = 1 - self.which
         self.length = self.n_waiting
-        self.head = self.kept = 0
+        self.head = self.first = self.kept = 0
         self.n_waiting = self.swept = self.swept_to = 0
         self.find_common()
-        self.divisor = self.common
+        self.divisor = self.level = self.common
 
     cdef void find_head(self) noexcept nogil:
         """Put `head` before the next instance; there is one."""
@@ -267,9 +298,10 @@ cdef class InterleavedWeightedRoundRobin(Picker):
                 if self.queues[self.which][self.head] >= 0:
                     return
                 self.head += 1
-            if self.kept:
+            if self.kept > self.first:
                 self.length = self.kept
-                self.head = self.kept = 0
+                self.head = self.kept = self.first
+                self.level += self.divisor
             else:
                 self.begin_round()
 
@@ -301,15 +333,16 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         self.note(i, weight)
         place = self.nodes[i].place
         is_waiting = place & 1 != self.which
-        if self.is_round_after_round or (weight == 0 and not is_waiting):
+        if self.is_whole_rounds or (weight == 0 and not is_waiting):
             self.forget_run()
             self.moved = NULL
+            self.is_whole_rounds = False
         if old == 0:
             self.await_next(i)
         elif weight == 0:
             self.queues[place & 1][place >> 1] = -1
         elif is_waiting:
-            self.nodes[i].remainder = weight
+            self.nodes[i].goal = weight
         self.may_be_greater = self.may_be_greater or old > 0
         if weight and self.common != 1:
             weight = gcd(weight, self.common)
@@ -329,10 +362,14 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         cdef Py_ssize_t slot
         self.settle()  # nothing that shows
         queue = self.queues[self.which]
-        for slot in list(range(self.head, self.length)) + list(range(self.kept)):
+        for slot in range(self.head, self.length):
             if queue[slot] >= 0:
                 current.append(queue[slot])
-                remainders.append(self.nodes[queue[slot]].remainder)
+                remainders.append(self.nodes[queue[slot]].goal - self.level + self.divisor)
+        for slot in range(self.first, self.kept):
+            if queue[slot] >= 0:
+                current.append(queue[slot])
+                remainders.append(self.nodes[queue[slot]].goal - self.level)
         queue = self.queues[1 - self.which]
         for slot in range(self.n_waiting):
             if queue[slot] >= 0:
@@ -365,13 +402,13 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         if k != self.n_live or k != len(current) + len(waiting):
             raise ValueError(f"state must have all that have weight, got {state!r}")
         self.clear()
-        self.divisor = divisor
+        self.divisor = self.level = divisor
         for k in range(len(current)):
             i = current[k]
             remainder = remainders[k]
             self.queues[self.which][k] = i
             self.nodes[i].place = 2 * k + self.which
-            self.nodes[i].remainder = remainder
+            self.nodes[i].goal = remainder
         self.length = len(current)
         for k in range(len(waiting)):
             self.await_next(waiting[k])
