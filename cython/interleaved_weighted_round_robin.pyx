@@ -3,41 +3,54 @@
 Kitex's rule: take the head of the `current` queue and lower its remainder by the gcd of
 all weights; while something remains, it goes to the back of `current`, else its remainder
 is its weight again and it goes to the back of `next`; when `current` is empty the two
-change places and the next round begins. Weights 3, 3, 4 give  0 1 2 0 1 2 0 1 2 2  and
-begin again.
+change places and a new round begins. Weights 3, 3, 4 give  0 1 2 0 1 2 0 1 2 2  and begin
+again.
 
-Each queue is an array. `current` is gone through in passes: who has turns left is kept, in
-place and in order, for the next pass; who has not goes to the back of `next`.
+Each queue is an array. `current` is gone through in passes. Nobody joins it in the middle
+of a round, so all in it have had the same: instead of a remainder each, there is one
+`level`, the divisor times the number of the pass, and who has reached its `goal` (its
+weight as the round began) goes to the back of `next`. Who has not stays, and keeps its slot
+but where others before it have left.
 
-    current   | 4 | 1 | . | . | 0 | 2 | 3 |        . is free
-                        ^ kept  ^ head      ^ length
-    next      | 5 | - | 6 |                        - is a gap: was drained
+    current   | . | 4 | 1 | . | 0 | 2 | 3 |        . is free
+                    ^ first         ^ head  ^ length
+                            ^ kept
+    next      | 5 | - | 6 |                        - is a gap: it was drained
                             ^ n_waiting
 
-`refill` does not move anything: it copies the next indices of the pass into `run`. They
-are moved when the run is used up, or, so far as they were picked, at a change (`settle`).
-A short pass in which nobody takes a last turn is copied several times over.
+In this pass 4 and 1 were picked and stay, 0 was picked last and left, 2 and 3 are to come;
+the next pass is [first, kept).
+
+`refill` moves nothing: it copies the next indices of the pass into `run`. What a pick does
+to the queues is done for the whole run when it is used up, or, as far as it was picked, at
+a change (`settle`). The last pass of a heavy few is copied as often as all of them stay.
+And a round of all that goes lightest first, as every round does after one without a
+change, ends as it began: a short one stays in `run`, and nothing is moved at all.
 
 Changes. Who is drained leaves a gap, and gaps are stepped over; who comes, or has weight
-again, goes to the back of `next`; a new weight is the remainder of who waits in `next`, and
-else counts from the next round. A round keeps its divisor, the gcd of the weights as it
-begins. `common` divides all weights at any time. It is lowered with each new one; when one
-goes, the gcd may be greater than that, and is looked for as the next round begins, until
-some of the weights have no greater one than `common`.
+again, goes to the back of `next`; a new weight is the goal of who waits in `next`, and else
+counts from the next round. A round keeps its divisor, the gcd of the weights as it begins.
+`common` divides all weights at any time. It is lowered with each new one; when one goes,
+the gcd may be greater than that, and is looked for when the next round begins, until the
+weights looked at have no greater one than `common`.
 
 Invariants
-- An instance with weight stands in one slot, its `place`; without weight in none.
-- kept <= head <= length, and every remainder in `current` is a multiple of `divisor`.
-- Gaps in `next` would fill the array if the same one came and went for ever. While more
-  slots than `capacity` are in use, each newcomer moves four more to the front (`sweep`).
-  A sweep of s slots is over after s / 3 newcomers, and leaves no more than capacity + s / 3
-  slots in use: so s stays below 3/2 capacity, and the slots in use below 2 capacity.
+- An instance with weight stands in one slot, its `place`; one without in none.
+- first <= kept <= head <= length; each goal in `current` is a multiple of `divisor`, and
+  not below `level`, or in [first, kept) above it.
+- Who waits in `next` has its weight as its goal.
+- While `is_whole_rounds`, `moved` is the beginning of a round, and so is every
+  `round_length` indices of the run.
+- Gaps would fill `next` if the same one came and went for ever. While more slots than
+  `capacity` are in use, each newcomer moves four more to the front (`sweep`). A sweep that
+  begins with s slots is over after s / 3 newcomers, and leaves capacity + s / 3 at most in
+  use: so s stays within 3/2 capacity, and the slots in use within 2 capacity.
 
-Cost: pick O(1), a run no longer than 256; set_weight, add and remove O(1). Each gap is
-stepped over once (0.5 ns), by the pick that comes to it. The first pick of a round looks
-for the gcd if a weight has changed: at worst, when all weights but that one have a greater
-divisor, at all of them (2 ns each, no more than once a round, and a round is n picks or
-more). Building is O(n). 53 bytes an instance.
+Cost: a pick is O(1), a run no longer than 256; set_weight, add and remove are O(1). Each
+gap is stepped over once (1 ns), by the pick that comes to it. The first pick of a round
+after a change looks for the gcd: a few weights; at worst, where all but that one have a
+greater divisor, all of them (3 ns each, and a round has n picks or more). Building is O(n);
+53 bytes an instance.
 
 Source: Kitex, pkg/loadbalance/interleaved_weighted_round_robin.go (CloudWeGo, 2024). The
 order is bursty: after the first round it goes lightest first, and the heaviest comes many
@@ -45,7 +58,6 @@ times in a row at the end of a round. Take `WeightedRoundRobin` for an even spre
 """
 
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 
@@ -158,7 +170,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         cdef const int32_t* queue
         cdef Py_ssize_t slot, stop, k, count = 0
         cdef Py_ssize_t longest = min(self.run_length, LONGEST)
-        if self.is_whole_rounds and self.run_length > LONGEST:
+        if self.is_whole_rounds and self.run_length > LONGEST:  # it is as long as it gets
             self.cursor = self.moved = run
             return
         self.settle()
