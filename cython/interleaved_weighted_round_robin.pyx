@@ -39,18 +39,18 @@ Invariants
 - first <= kept <= head <= length; each goal in `current` is a multiple of `divisor`, and
   not below `level`, or in [first, kept) above it.
 - Who waits in `next` has its weight as its goal.
-- While `is_whole_rounds`, `moved` is the beginning of a round, and so is every
-  `round_length` indices of the run.
+- A run is laps of `lap_length` indices: whole rounds, or passes of which nobody leaves but
+  in the last, or one stretch. One of whole rounds is dropped when it has been settled.
 - Gaps would fill `next` if the same one came and went for ever. While more slots than
   `capacity` are in use, each newcomer moves four more to the front (`sweep`). A sweep that
   begins with s slots is over after s / 3 newcomers, and leaves capacity + s / 3 at most in
   use: so s stays within 3/2 capacity, and the slots in use within 2 capacity.
 
-Cost: a pick is O(1), a run no longer than 256; set_weight, add and remove are O(1). Each
+Cost: a pick is O(1), a run no longer than 1,024 (3 us); set_weight, add and remove are O(1). Each
 gap is stepped over once (1 ns), by the pick that comes to it. The first pick of a round
 after a change looks for the gcd: a few weights; at worst, where all but that one have a
 greater divisor, all of them (3 ns each, and a round has n picks or more). Building is O(n);
-53 bytes an instance.
+4 KiB, and 53 bytes an instance.
 
 Source: Kitex, pkg/loadbalance/interleaved_weighted_round_robin.go (CloudWeGo, 2024). The
 order is bursty: after the first round it goes lightest first, and the heaviest comes many
@@ -65,12 +65,11 @@ from rota.arguments import as_index, as_uint64
 
 cimport cython
 
-from rota.kernels.picker cimport AHEAD, Picker, prefetch, take
+from rota.kernels.picker cimport AHEAD, LONGEST_RUN, Picker, prefetch, take
 
 cdef enum:
-    LONGEST = 256   # run: few enough for what is known of them to stay in the nearest cache
-    MARGIN = 8      # slots, for what the bound above rounds off
-    STEPS = 4       # of the sweep
+    MARGIN = 8   # slots, for what the bound above rounds off
+    STEPS = 4    # of the sweep
 
 
 cdef int64_t MOST_WEIGHT = 0x7FFFFFFFFFFFFFFF
@@ -105,14 +104,14 @@ cdef class InterleavedWeightedRoundRobin(Picker):
     -----
     Each instance comes exactly w / gcd times in each round of W / gcd picks. A new weight
     counts from the instance's next round, weight 0 at once, a newcomer from the next round.
-    pick O(1); set_weight, add, remove O(1); build O(n); 53 bytes an instance. Any number of
-    threads may share it. The order is Kitex's.
+    pick O(1); set_weight, add, remove O(1); build O(n); 4 KiB, and 53 bytes an instance. Any
+    number of threads may share it. The order is Kitex's.
     """
 
     def __cinit__(self, instances, weights=None, *, seed=None, start=None):
         self.hold(instances, weights, seed)
         self.rotate(start)
-        self.run = <int32_t*>PyMem_Calloc(LONGEST + AHEAD, sizeof(int32_t))
+        self.run = <int32_t*>PyMem_Calloc(LONGEST_RUN + AHEAD, sizeof(int32_t))
         if self.run == NULL:
             raise MemoryError
         self.resize(self.capacity)
@@ -157,11 +156,15 @@ cdef class InterleavedWeightedRoundRobin(Picker):
 
     cdef void clear(self) noexcept nogil:
         """Empty both queues."""
+        self.drop_run()
+        self.head = self.first = self.kept = self.length = 0
+        self.n_waiting = self.swept = self.swept_to = 0
+
+    cdef void drop_run(self) noexcept nogil:
+        """Forget what of the run was not picked."""
         self.forget_run()
         self.moved = NULL
         self.is_whole_rounds = False
-        self.head = self.first = self.kept = self.length = 0
-        self.n_waiting = self.swept = self.swept_to = 0
 
     # -- picks --------------------------------------------------------------------------
 
@@ -169,8 +172,8 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         cdef int32_t* run = self.run
         cdef const int32_t* queue
         cdef Py_ssize_t slot, stop, k, count = 0
-        cdef Py_ssize_t longest = min(self.run_length, LONGEST)
-        if self.is_whole_rounds and self.run_length > LONGEST:  # it is as long as it gets
+        if self.is_whole_rounds and 2 * (self.end - run) > LONGEST_RUN:
+            # No longer one is to be had.
             self.cursor = self.moved = run
             return
         self.settle()
@@ -179,7 +182,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
             return
         self.find_head()
         queue = self.queues[self.which]
-        stop = min(self.length, self.head + longest)
+        stop = min(self.length, self.head + self.run_length)
         for slot in range(self.head, stop):
             run[count] = queue[slot]
             count += queue[slot] >= 0
@@ -192,8 +195,9 @@ cdef class InterleavedWeightedRoundRobin(Picker):
                 if queue[slot] >= 0:
                     run[k] = queue[slot]
                     k += 1
+        self.lap_length = count
         if stop == self.length and self.kept == self.first:
-            count = self.repeat(count, longest)
+            count = self.repeat(count, self.run_length)
         self.cursor = self.moved = run
         self.end = run + count
         self.lengthen_run()
@@ -227,7 +231,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
                     run[length] = run[k]
                     length += 1
             self.is_whole_rounds = True
-            self.round_length = count = length
+            self.lap_length = count = length
             length *= longest // count
         else:
             length *= min((fewest - level) // self.divisor + 1, longest // count)
@@ -239,20 +243,27 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         """Move those of the run that were picked."""
         cdef node_t* node
         cdef const int32_t* moved = self.moved
+        cdef const int32_t* cursor = self.cursor
         cdef Py_ssize_t slot, head = self.head, first = self.first, kept = self.kept
-        if self.is_whole_rounds and self.cursor - moved > self.round_length:
-            # A round changes nothing but that all wait for the next one: move the last.
-            moved += (self.cursor - moved - 1) // self.round_length * self.round_length
-        while moved != self.cursor:
+        cdef Py_ssize_t laps
+        cdef int64_t level = self.level
+        if moved == self.run and cursor - moved > self.lap_length:
+            # A lap ends as it began, but for the level. Only the last is walked: after it
+            # there may be others in `current`.
+            laps = (cursor - moved - 1) // self.lap_length
+            moved += laps * self.lap_length
+            if not self.is_whole_rounds:
+                level += laps * self.divisor
+        while moved != cursor:
             node = &self.nodes[moved[0]]
             slot = node.place >> 1
             if slot < head:
                 # The next pass: of those that were kept, no more than were gone through.
                 self.length = kept
-                self.level += self.divisor
+                level += self.divisor
                 kept = first
             head = slot + 1
-            if node.goal <= self.level:
+            if node.goal <= level:
                 if kept == first:
                     first = kept = head
                 self.await_next(moved[0])
@@ -262,7 +273,8 @@ cdef class InterleavedWeightedRoundRobin(Picker):
                     node.place = 2 * kept + self.which
                 kept += 1
             moved += 1
-        self.moved = moved
+        self.moved = cursor
+        self.level = level
         self.head = head
         self.first = first
         self.kept = kept
@@ -346,9 +358,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         place = self.nodes[i].place
         is_waiting = place & 1 != self.which
         if self.is_whole_rounds or (weight == 0 and not is_waiting):
-            self.forget_run()
-            self.moved = NULL
-            self.is_whole_rounds = False
+            self.drop_run()
         if old == 0:
             self.await_next(i)
         elif weight == 0:
@@ -372,7 +382,9 @@ cdef class InterleavedWeightedRoundRobin(Picker):
         cdef list current = [], remainders = [], waiting = []
         cdef const int32_t* queue
         cdef Py_ssize_t slot
-        self.settle()  # nothing that shows
+        self.settle()
+        if self.is_whole_rounds:
+            self.drop_run()  # such a run is settled once only
         queue = self.queues[self.which]
         for slot in range(self.head, self.length):
             if queue[slot] >= 0:

@@ -39,9 +39,9 @@ def test_exact_shares_in_every_cycle(impl):
 
 
 def test_passes_in_parts(kernels, reference):
-    """More instances than a run has room for, 256: a pass is made piece by piece."""
+    """More instances than a run has room for, 1,024: a pass is made piece by piece."""
     rng = np.random.default_rng(5)
-    for n in (127, 128, 129, 255, 256, 257, 5000):
+    for n in (511, 512, 513, 1023, 1024, 1025, 5000):
         weights = rng.integers(0, 5, n)
         one = kernels.InterleavedWeightedRoundRobin(range(n), weights, start=17)
         other = reference.InterleavedWeightedRoundRobin(range(n), weights, start=17)
@@ -261,9 +261,30 @@ def test_a_copy_goes_on_and_leaves_the_picker_alone(impl):
             each.set_weight(0, 61)
             each.pick_many(2)
         copies = [copy.copy(picker), pickle.loads(pickle.dumps(picker))]
-        picks = same.pick_many(400)
-        for each in (picker, *copies):
-            assert each.pick_many(400) == picks
+        for n_more in (0, 1, 35, 400):
+            picks = same.pick_many(n_more)
+            same.set_weight(3, n_more)
+            for each in (picker, *copies):
+                assert each.pick_many(n_more) == picks
+                copy.copy(each)
+                each.set_weight(3, n_more)
+
+
+def test_a_copy_of_whole_rounds_in_the_middle_of_one(impl):
+    """A short round is repeated as it stands; what was picked of it is counted once."""
+    for n_picks in (1, 4, 7, 8, 100, 1024, 5000):
+        picker = impl.InterleavedWeightedRoundRobin(list("abc"), [1, 2, 5], start=0)
+        same = impl.InterleavedWeightedRoundRobin(list("abc"), [1, 2, 5], start=0)
+        for each in (picker, same):
+            each.pick_many(2000 + n_picks)
+        for n_more in (1, 5, 3000):
+            copies = [copy.copy(picker), pickle.loads(pickle.dumps(picker))]
+            picks = same.pick_many(n_more)
+            for each in (picker, *copies):
+                assert each.pick_many(n_more) == picks
+        for each in (picker, same, *copies):
+            each.set_weight(0, 0)
+        assert picker.pick_many(50) == copies[0].pick_many(50) == same.pick_many(50)
 
 
 def test_state_must_be_a_round_and_two_queues(kernels):

@@ -27,10 +27,11 @@ cdef class InterleavedWeightedRoundRobin(Picker):
     cdef Py_ssize_t witness      # the weight that last made it smaller was this one's
     cdef int32_t* run            # the current run: a copy
     cdef const int32_t* moved    # of the run, what comes before this has been moved
-    cdef bint is_whole_rounds    # the run is, and so can be repeated
-    cdef Py_ssize_t round_length # then
+    cdef bint is_whole_rounds    # the run is, and so is repeated
+    cdef Py_ssize_t lap_length   # of the run
 
     cdef void clear(self) noexcept nogil
+    cdef void drop_run(self) noexcept nogil
     cdef Py_ssize_t repeat(self, Py_ssize_t count, Py_ssize_t longest) noexcept nogil
     cdef void settle(self) noexcept nogil
     cdef void await_next(self, int32_t i) noexcept nogil
