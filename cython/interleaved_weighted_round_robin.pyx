@@ -1,45 +1,84 @@
-"""Interleaved weighted round robin: Kitex's two queues, without the queues.
+"""Interleaved weighted round robin: Kitex's two queues, moved a run at a time.
 
 Kitex's rule: take the head of the `current` queue and lower its remainder by the gcd of
 all weights; while something remains, it goes to the back of `current`, else its remainder
 is its weight again and it goes to the back of `next`; when `current` is empty the two
-change places. Weights 3, 3, 4 give  0 1 2 0 1 2 0 1 2 2  and begin again.
+change places and a new round begins. Weights 3, 3, 4 give  0 1 2 0 1 2 0 1 2 2  and begin
+again.
 
-Seen from further away, a cycle is a series of passes: pass p visits, in order, those of
-weight >= p * gcd. Who leaves in pass p joins `next` behind those who left before, so every
-cycle but the first goes through the instances lightest first (equals in the order of the
-first cycle), and a pass is a suffix of that one array:
+Each queue is an array. `current` is gone through in passes. Nobody joins it in the middle
+of a round, so all in it have had the same: instead of a remainder each, there is one
+`level`, the divisor times the number of the pass, and who has reached its `goal` (its
+weight as the round began) goes to the back of `next`. Who has not stays, and keeps its slot
+but where others before it have left.
 
-    order     | w=1 w=1 | w=2 | w=5 w=5 |
-    pass 1      ^first
-    pass 2                ^first
-    pass 3, 4, 5                ^first
+    current   | . | 4 | 1 | . | 0 | 2 | 3 |        . is free
+                    ^ first         ^ head  ^ length
+                            ^ kept
+    next      | 5 | - | 6 |                        - is a gap: it was drained
+                            ^ n_waiting
 
-No queue moves, nothing is counted down: a pass is a run (see picker.pyx). The first cycle
-keeps the order of the list; its passes are made in place, in parts of 1,024.
+In this pass 4 and 1 were picked and stay, 0 was picked last and left, 2 and 3 are to come;
+the next pass is [first, kept).
+
+`refill` moves nothing: it copies the next indices of the pass into `run`. What a pick does
+to the queues is done for the whole run when it is used up, or, as far as it was picked, at
+a change (`settle`). The last pass of a heavy few is copied as often as all of them stay.
+And a round of all that goes lightest first, as every round does after one without a
+change, ends as it began: a short one stays in `run`, and nothing is moved at all.
+
+Changes. Who is drained leaves a gap, and gaps are stepped over; who comes, or has weight
+again, goes to the back of `next`; a new weight is the goal of who waits in `next`, and else
+counts from the next round. A round keeps its divisor, the gcd of the weights as it begins.
+`common` divides all weights at any time. It is lowered with each new one; when one goes,
+the gcd may be greater than that, and is looked for when the next round begins, until the
+weights looked at have no greater one than `common`.
 
 Invariants
-- level = gcd * number of the pass; order[first:] are those of weight >= level.
-- first cycle: queue[:n_kept] stay for the next pass, queue[n_read:length] are to come.
+- An instance with weight stands in one slot, its `place`; one without in none.
+- first <= kept <= head <= length; each goal in `current` is a multiple of `divisor`, and
+  not below `level`, or in [first, kept) above it.
+- Who waits in `next` has its weight as its goal.
+- A run is laps of `lap_length` indices: whole rounds, or passes of which nobody leaves but
+  in the last, or one stretch. One of whole rounds is dropped when it has been settled.
+- Gaps would fill `next` if the same one came and went for ever. While more slots than
+  `capacity` are in use, each newcomer moves four more to the front (`sweep`). A sweep that
+  begins with s slots is over after s / 3 newcomers, and leaves capacity + s / 3 at most in
+  use: so s stays within 3/2 capacity, and the slots in use within 2 capacity.
 
-Cost: pick O(1), no more than 1,024 steps in any one pick; build O(n log n); 12 bytes an
-instance (16 in the first cycle).
+Cost: a pick is O(1), a run no longer than 1,024 (3 us); set_weight, add and remove are O(1). Each
+gap is stepped over once (1 ns), by the pick that comes to it. The first pick of a round
+after a change looks for the gcd: a few weights; at worst, where all but that one have a
+greater divisor, all of them (3 ns each, and a round has n picks or more). Building is O(n);
+4 KiB, and 53 bytes an instance.
 
 Source: Kitex, pkg/loadbalance/interleaved_weighted_round_robin.go (CloudWeGo, 2024). The
-order is bursty: the heaviest comes many times in a row at the end of a cycle. Take
-`WeightedRoundRobin` for an even spread.
+order is bursty: after the first round it goes lightest first, and the heaviest comes many
+times in a row at the end of a round. Take `WeightedRoundRobin` for an even spread.
 """
 
 from libc.stdint cimport int32_t, int64_t
 
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
+
+from rota.arguments import as_index, as_uint64
 
 cimport cython
 
-from rota.kernels.picker cimport Picker, take
+from rota.kernels.picker cimport AHEAD, LONGEST_RUN, Picker, prefetch, take
 
 cdef enum:
-    PART = 1024   # of the first cycle's passes
+    MARGIN = 8   # slots, for what the bound above rounds off
+    STEPS = 4    # of the sweep
+
+
+cdef int64_t MOST_WEIGHT = 0x7FFFFFFFFFFFFFFF
+
+
+cdef int64_t gcd(int64_t a, int64_t b) noexcept nogil:
+    while b:
+        a, b = b, a % b
+    return a
 
 
 @cython.final
@@ -63,121 +102,338 @@ cdef class InterleavedWeightedRoundRobin(Picker):
 
     Notes
     -----
-    Each instance comes exactly w / gcd times in each cycle of W / gcd picks. pick O(1);
-    build O(n log n); 28 bytes an instance. Any number of threads may share it.
-    The order is Kitex's.
+    Each instance comes exactly w / gcd times in each round of W / gcd picks. A new weight
+    counts from the instance's next round, weight 0 at once, a newcomer from the next round.
+    pick O(1); set_weight, add, remove O(1); build O(n); 4 KiB, and 53 bytes an instance. Any
+    number of threads may share it. The order is Kitex's.
     """
 
     def __cinit__(self, instances, weights=None, *, seed=None, start=None):
         self.hold(instances, weights, seed)
         self.rotate(start)
-        cdef Py_ssize_t k, next_first
-        if self.n_live == 0:
-            return
-        self.divisor = self.weight_gcd()
-        self.order = self.live_by_weight()
-        self.queue = self.live_from_start()
-        self.heaviest = self.weight[self.order[self.n_live - 1]]
-        self.next_first = <int32_t*>PyMem_Malloc(self.n_live * sizeof(int32_t))
-        if self.next_first == NULL:
+        self.run = <int32_t*>PyMem_Calloc(LONGEST_RUN + AHEAD, sizeof(int32_t))
+        if self.run == NULL:
             raise MemoryError
-        next_first = self.n_live
-        for k in range(self.n_live - 1, -1, -1):
-            if k + 1 < self.n_live and self.weight[self.order[k]] != self.weight[self.order[k + 1]]:
-                next_first = k + 1
-            self.next_first[k] = next_first
-        self.level = self.divisor
-        self.length = self.n_live
-        self.is_first_cycle = True
+        self.resize(self.capacity)
+        self.begin()
 
     def __dealloc__(self):
-        PyMem_Free(self.order)
-        PyMem_Free(self.queue)
-        PyMem_Free(self.next_first)
+        PyMem_Free(self.nodes)
+        PyMem_Free(self.queues[0])
+        PyMem_Free(self.queues[1])
+        PyMem_Free(self.run)
 
     def pick(self):
         """Return the next instance, or None when nothing has weight. O(1)."""
         return take(self)
 
+    cdef int resize(self, Py_ssize_t capacity) except -1:
+        cdef void* larger = PyMem_Realloc(self.nodes, max(capacity, 1) * sizeof(node_t))
+        cdef Py_ssize_t k
+        if larger == NULL:
+            raise MemoryError
+        self.nodes = <node_t*>larger
+        for k in range(2):
+            larger = PyMem_Realloc(self.queues[k], (2 * capacity + MARGIN) * sizeof(int32_t))
+            if larger == NULL:
+                raise MemoryError
+            self.queues[k] = <int32_t*>larger
+        return 0
+
+    cdef int begin(self) except -1:
+        cdef Py_ssize_t k, i
+        self.clear()
+        for k in range(self.n):
+            i = self.start + k
+            if i >= self.n:
+                i -= self.n
+            if self.weight[i]:
+                self.await_next(i)
+        self.common = self.n_live > 0
+        self.may_be_greater = True
+        self.find_common()
+        return 0
+
+    cdef void clear(self) noexcept nogil:
+        """Empty both queues."""
+        self.drop_run()
+        self.head = self.first = self.kept = self.length = 0
+        self.n_waiting = self.swept = self.swept_to = 0
+
+    cdef void drop_run(self) noexcept nogil:
+        """Forget what of the run was not picked."""
+        self.forget_run()
+        self.moved = NULL
+        self.is_whole_rounds = False
+
+    # -- picks --------------------------------------------------------------------------
+
     cdef void refill(self) noexcept nogil:
+        cdef int32_t* run = self.run
+        cdef const int32_t* queue
+        cdef Py_ssize_t slot, stop, k, count = 0
+        if self.is_whole_rounds and 2 * (self.end - run) > LONGEST_RUN:
+            # No longer one is to be had.
+            self.cursor = self.moved = run
+            return
+        self.settle()
+        self.is_whole_rounds = False
         if self.n_live == 0:
             return
-        if self.is_first_cycle:
-            self.refill_first_cycle()
-            return
-        if self.weight[self.order[self.first]] == self.level:
-            self.first = self.next_first[self.first]
-        if self.first == self.n_live:
-            self.first = 0
-            self.level = 0
-        self.level += self.divisor
-        self.cursor = self.order + self.first
-        self.end = self.order + self.n_live
+        self.find_head()
+        queue = self.queues[self.which]
+        stop = min(self.length, self.head + self.run_length)
+        for slot in range(self.head, stop):
+            run[count] = queue[slot]
+            count += queue[slot] >= 0
+        run[count] = 0  # not a gap: `pick` looks ahead
+        if self.is_large:
+            for k in range(count):
+                prefetch(&self.nodes[run[k]], 1)
+            k = count
+            for slot in range(stop, min(self.length, stop + AHEAD)):
+                if queue[slot] >= 0:
+                    run[k] = queue[slot]
+                    k += 1
+        self.lap_length = count
+        if stop == self.length and self.kept == self.first:
+            count = self.repeat(count, self.run_length)
+        self.cursor = self.moved = run
+        self.end = run + count
+        self.lengthen_run()
 
-    cdef void refill_first_cycle(self) noexcept nogil:
-        cdef Py_ssize_t part = (self.n_read - 1) // PART * PART if self.n_read else 0
-        cdef Py_ssize_t k
-        # Of the part just handed out, keep those who have a turn in the next pass too.
-        for k in range(part, self.n_read):
-            if self.weight[self.queue[k]] > self.level:
-                self.queue[self.n_kept] = self.queue[k]
-                self.n_kept += 1
-        if self.n_read == self.length:
-            if self.n_kept == 0:
-                self.is_first_cycle = False
-                self.level = self.divisor
-                self.cursor = self.order
-                self.end = self.order + self.n_live
+    cdef Py_ssize_t repeat(self, Py_ssize_t count, Py_ssize_t longest) noexcept nogil:
+        """Go on with a run that is all of `current`, as long as that is simple; its length."""
+        cdef int32_t* run = self.run
+        cdef Py_ssize_t length = count, first = 0, k
+        cdef int64_t goal, fewest = MOST_WEIGHT, previous = 0, level = self.level
+        cdef bint repeats = (
+            count == self.n_live and self.total // self.common <= longest
+            and self.divisor == self.common == level and not self.may_be_greater
+        )
+        if not repeats and 2 * count > longest:
+            return count
+        for k in range(count):
+            goal = self.nodes[run[k]].goal
+            repeats = repeats and goal == self.weight[run[k]] and goal >= previous
+            fewest = min(fewest, goal)
+            previous = goal
+        if repeats:
+            # The round begins, and goes lightest first: so will all to come. A pass is the
+            # rest of the first one.
+            while True:
+                while first < count and self.nodes[run[first]].goal <= level:
+                    first += 1
+                if first == count:
+                    break
+                level += self.divisor
+                for k in range(first, count):
+                    run[length] = run[k]
+                    length += 1
+            self.is_whole_rounds = True
+            self.lap_length = count = length
+            length *= longest // count
+        else:
+            length *= min((fewest - level) // self.divisor + 1, longest // count)
+        for k in range(count, length):
+            run[k] = run[k - count]
+        return length
+
+    cdef void settle(self) noexcept nogil:
+        """Move those of the run that were picked."""
+        cdef node_t* node
+        cdef const int32_t* moved = self.moved
+        cdef const int32_t* cursor = self.cursor
+        cdef Py_ssize_t slot, head = self.head, first = self.first, kept = self.kept
+        cdef Py_ssize_t laps
+        cdef int64_t level = self.level
+        if moved == self.run and cursor - moved > self.lap_length:
+            # A lap ends as it began, but for the level. Only the last is walked: after it
+            # there may be others in `current`.
+            laps = (cursor - moved - 1) // self.lap_length
+            moved += laps * self.lap_length
+            if not self.is_whole_rounds:
+                level += laps * self.divisor
+        while moved != cursor:
+            node = &self.nodes[moved[0]]
+            slot = node.place >> 1
+            if slot < head:
+                # The next pass: of those that were kept, no more than were gone through.
+                self.length = kept
+                level += self.divisor
+                kept = first
+            head = slot + 1
+            if node.goal <= level:
+                if kept == first:
+                    first = kept = head
+                self.await_next(moved[0])
+            else:
+                if kept != slot:
+                    self.queues[self.which][kept] = moved[0]
+                    node.place = 2 * kept + self.which
+                kept += 1
+            moved += 1
+        self.moved = cursor
+        self.level = level
+        self.head = head
+        self.first = first
+        self.kept = kept
+
+    cdef void await_next(self, int32_t i) noexcept nogil:
+        """Put i at the back of `next`."""
+        self.nodes[i].goal = self.weight[i]
+        self.nodes[i].place = 2 * self.n_waiting + (1 - self.which)
+        self.queues[1 - self.which][self.n_waiting] = i
+        self.n_waiting += 1
+        if self.n_waiting > self.capacity:
+            self.sweep()
+
+    cdef void sweep(self) noexcept nogil:
+        """Take some steps more to close the gaps of `next`."""
+        cdef int32_t* queue = self.queues[1 - self.which]
+        cdef int32_t i
+        cdef Py_ssize_t _step
+        for _step in range(STEPS):
+            if self.swept == self.n_waiting:
+                self.n_waiting = self.swept_to
+                self.swept = self.swept_to = 0
                 return
-            self.length = self.n_kept
-            self.n_read = self.n_kept = 0
-            self.level += self.divisor
-        self.cursor = self.queue + self.n_read
-        self.n_read = min(self.length, self.n_read + PART)
-        self.end = self.queue + self.n_read
+            i = queue[self.swept]
+            queue[self.swept] = -1
+            self.swept += 1
+            if i >= 0:
+                queue[self.swept_to] = i
+                self.nodes[i].place = 2 * self.swept_to + (1 - self.which)
+                self.swept_to += 1
+
+    cdef void begin_round(self) noexcept nogil:
+        """Let the two queues change places."""
+        self.which = 1 - self.which
+        self.length = self.n_waiting
+        self.head = self.first = self.kept = 0
+        self.n_waiting = self.swept = self.swept_to = 0
+        self.find_common()
+        self.divisor = self.level = self.common
+
+    cdef void find_head(self) noexcept nogil:
+        """Put `head` before the next instance; there is one."""
+        while True:
+            while self.head < self.length:
+                if self.queues[self.which][self.head] >= 0:
+                    return
+                self.head += 1
+            if self.kept > self.first:
+                self.length = self.kept
+                self.head = self.kept = self.first
+                self.level += self.divisor
+            else:
+                self.begin_round()
+
+    cdef void find_common(self) noexcept nogil:
+        """Make `common` the greatest common divisor of the weights."""
+        cdef int64_t found, smaller
+        cdef Py_ssize_t i
+        if not self.may_be_greater:
+            return
+        self.may_be_greater = False
+        # Who made it small is likely to do so again.
+        found = self.weight[self.witness] if self.witness < self.n else 0
+        for i in range(self.n):
+            if found == self.common:
+                return
+            if self.weight[i] != found:
+                smaller = gcd(self.weight[i], found)
+                if smaller != found:
+                    self.witness = i
+                    found = smaller
+        self.common = found
+
+    # -- changes ------------------------------------------------------------------------
+
+    cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
+        cdef int64_t old = self.weight[i], place
+        cdef bint is_waiting
+        self.settle()
+        self.note(i, weight)
+        place = self.nodes[i].place
+        is_waiting = place & 1 != self.which
+        if self.is_whole_rounds or (weight == 0 and not is_waiting):
+            self.drop_run()
+        if old == 0:
+            self.await_next(i)
+        elif weight == 0:
+            self.queues[place & 1][place >> 1] = -1
+        elif is_waiting:
+            self.nodes[i].goal = weight
+        self.may_be_greater = self.may_be_greater or old > 0
+        if weight and self.common != 1:
+            weight = gcd(weight, self.common)
+            if weight != self.common:
+                self.common = weight
+                self.witness = i
+        if self.n_live == 0:
+            self.common = 0
+            self.may_be_greater = False
+
+    # -- copies -------------------------------------------------------------------------
 
     cdef object state(self):
-        cdef const int32_t* run = self.queue if self.is_first_cycle else self.order + self.first
-        cdef Py_ssize_t n_done = self.cursor - run if self.cursor != NULL else 0
-        return (bool(self.is_first_cycle), self.level, n_done)
+        """Return (divisor, the indices in `current`, their remainders, those in `next`)."""
+        cdef list current = [], remainders = [], waiting = []
+        cdef const int32_t* queue
+        cdef Py_ssize_t slot
+        self.settle()
+        if self.is_whole_rounds:
+            self.drop_run()  # such a run is settled once only
+        queue = self.queues[self.which]
+        for slot in range(self.head, self.length):
+            if queue[slot] >= 0:
+                current.append(queue[slot])
+                remainders.append(self.nodes[queue[slot]].goal - self.level + self.divisor)
+        for slot in range(self.first, self.kept):
+            if queue[slot] >= 0:
+                current.append(queue[slot])
+                remainders.append(self.nodes[queue[slot]].goal - self.level)
+        queue = self.queues[1 - self.which]
+        for slot in range(self.n_waiting):
+            if queue[slot] >= 0:
+                waiting.append(queue[slot])
+        return self.divisor, current, remainders, waiting
 
     cdef int restore(self, state) except -1:
-        """Go on from (is_first_cycle, level, picks done in the present pass)."""
-        cdef Py_ssize_t n_done, k, n_in_pass = 0, step
-        cdef int64_t level
-        cdef int32_t* queue
-        if self.n_live == 0:
-            return 0
-        if not isinstance(state, tuple) or len(state) != 3:
-            raise ValueError(f"state must be a triple, got {state!r}")
-        is_first_cycle, level, n_done = state
-        if type(is_first_cycle) is not bool:
-            raise ValueError(f"state must begin with a bool, got {is_first_cycle!r}")
-        if not 0 < level <= self.heaviest or level % self.divisor:
-            raise ValueError(f"state must have a level of this cycle, got {level}")
-        for k in range(self.n_live):
-            n_in_pass += self.weight[self.order[k]] >= level
-        if not 0 <= n_done <= n_in_pass:
-            raise ValueError(f"state must be within a pass of {n_in_pass} picks, got {n_done}")
-        queue = self.live_from_start()
-        PyMem_Free(self.queue)
-        self.queue = queue
-        self.level = level
-        self.is_first_cycle = is_first_cycle
-        if not self.is_first_cycle:
-            self.first = self.n_live - n_in_pass
-            self.cursor = self.order + self.first + n_done
-            self.end = self.order + self.n_live
-            return 0
-        self.length = self.n_read = self.n_kept = 0
-        for k in range(self.n_live):
-            if self.weight[queue[k]] >= level:
-                queue[self.length] = queue[k]
-                self.length += 1
-        self.cursor = self.end = queue
-        while n_done > 0:
-            self.refill()
-            step = min(n_done, self.end - self.cursor)
-            self.cursor += step
-            n_done -= step
+        cdef int64_t divisor, remainder
+        cdef Py_ssize_t k
+        cdef int32_t i
+        cdef list current, remainders, waiting
+        if not isinstance(state, tuple) or len(state) != 4:
+            raise ValueError(f"state must be of four parts, got {state!r}")
+        divisor = state[0]
+        current = [as_index(index, self.n) for index in state[1]]
+        remainders = [as_uint64("state", turns) for turns in state[2]]
+        waiting = [as_index(index, self.n) for index in state[3]]
+        if (len(set(current + waiting)) != len(current) + len(waiting)
+                or len(remainders) != len(current) or not 0 <= divisor
+                or not all(0 < turns <= MOST_WEIGHT and divisor and turns % divisor == 0
+                           for turns in remainders)):
+            raise ValueError(f"state must be a round and two queues, got {state!r}")
+        # What is above may have run anything; what is below is plain C.
+        for k in range(len(current) + len(waiting)):
+            i = current[k] if k < len(current) else waiting[k - len(current)]
+            if self.weight[i] == 0:
+                break
+        else:
+            k = len(current) + len(waiting)
+        if k != self.n_live or k != len(current) + len(waiting):
+            raise ValueError(f"state must have all that have weight, got {state!r}")
+        self.clear()
+        self.divisor = self.level = divisor
+        for k in range(len(current)):
+            i = current[k]
+            remainder = remainders[k]
+            self.queues[self.which][k] = i
+            self.nodes[i].place = 2 * k + self.which
+            self.nodes[i].goal = remainder
+        self.length = len(current)
+        for k in range(len(waiting)):
+            self.await_next(waiting[k])
         return 0
