@@ -1,7 +1,7 @@
 """What discovery found, and what changed since it looked last."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rota.discovery.instance import Instance
 
@@ -49,16 +49,22 @@ class Change:
     added, updated, removed : sequence of Instance
         New copies; copies with another weight or other tags, as they are now; copies
         that are gone.
+    previous : Result or None
+        What `diff` has compared `result` with; None: not known. It makes no difference to
+        equality. A balancer that is not where this was compares the whole result.
     """
 
     result: Result
     added: tuple[Instance, ...] = ()
     updated: tuple[Instance, ...] = ()
     removed: tuple[Instance, ...] = ()
+    previous: Result | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.result, Result):
             raise TypeError(f"result must be a Result, got {self.result!r}")
+        if self.previous is not None and not isinstance(self.previous, Result):
+            raise TypeError(f"previous must be a Result or None, got {self.previous!r}")
         for name in ("added", "updated", "removed"):
             given = getattr(self, name)
             if type(given) is not tuple:
@@ -80,7 +86,7 @@ def diff(cache_key: str, prev: Result, next: Result) -> Change:
     Returns
     -------
     Change
-        Its result is `next` under `cache_key`. Added and updated are in the order of
+        From `prev` to `next` under `cache_key`. Added and updated are in the order of
         `next`, removed in that of `prev`.
 
     Notes
@@ -125,4 +131,5 @@ def diff(cache_key: str, prev: Result, next: Result) -> Change:
         tuple(added),
         tuple(updated),
         removed,
+        previous=prev,
     )
