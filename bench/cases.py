@@ -50,7 +50,17 @@ from typing import Any
 import mmh3
 import numpy as np
 
-from rota import Instance, Result, WeightedRoundRobinBalancer, moved
+from rota import (
+    ConsistentHashBalancer,
+    ConsistentHashOptions,
+    Instance,
+    InterleavedWeightedRoundRobinBalancer,
+    Result,
+    WeightedRandomBalancer,
+    WeightedRoundRobinBalancer,
+    diff,
+    moved,
+)
 from rota.kernels.murmur3 import key_hash
 from rota.kernels.splitmix64 import SplitMix64
 from rota.reference.murmur3 import key_hash as key_hash_twin
@@ -385,6 +395,45 @@ def balanced(n: int) -> Case:
     balancer = WeightedRoundRobinBalancer(seed=42)
     walk("weighted_round_robin", "kernel", balancer.get_picker(result), weights(n))
     return Case("balancer.get_picker(result).pick()", {"balancer": balancer, "result": result})
+
+
+def diffed(n: int, how: str) -> Case:
+    """Return a comparison of two results of n instances.
+
+    `how`: "copies" (equal ones, made anew, as a resolver makes them), "same" (the very
+    objects), "weights" (all have changed) or "others" (no address in common).
+    """
+    before = [Instance(f"10.0.{i >> 8}.{i & 255}:80", 10, service="users") for i in range(n)]
+    after = {
+        "same": lambda: before,
+        "copies": lambda: [Instance(str(i.address), 10, service="users") for i in before],
+        "weights": lambda: [Instance(i.address, 5, service="users") for i in before],
+        "others": lambda: [Instance("other." + i.address, 10) for i in before],
+    }[how]()
+    results = {"before": Result(True, "s", tuple(before)), "after": Result(True, "s", tuple(after))}
+    return Case("diff('s', before, after)", results | {"diff": diff})
+
+
+BALANCERS: dict[str, Callable[[], Any]] = {
+    "consist": lambda: ConsistentHashBalancer(ConsistentHashOptions(own_key)),
+    "weight_round_robin": WeightedRoundRobinBalancer,
+    "interleaved_weighted_round_robin": InterleavedWeightedRoundRobinBalancer,
+    "weight_random": WeightedRandomBalancer,
+}
+
+
+def rebalanced(name: str, n: int) -> Case:
+    """Return a change of one of n instances, of its weight and back in turn."""
+    lighter = [Instance(f"server-{i}:80", 1) for i in range(n)]
+    heavier = [*lighter]
+    heavier[n // 2] = Instance(lighter[n // 2].address, 2)
+    one, other = Result(True, "s", tuple(lighter)), Result(True, "s", tuple(heavier))
+    balancer = BALANCERS[name]()
+    balancer.get_picker(one)
+    there, back = diff("s", one, other), diff("s", other, one)
+    balancer.rebalance(back)  # the first is compared as a whole
+    changes = itertools.cycle([there, back])
+    return Case("balancer.rebalance(next(changes))", {"balancer": balancer, "changes": changes})
 
 
 NUMBERS = {

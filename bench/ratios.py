@@ -27,6 +27,7 @@ from timeit import Timer
 
 import numpy as np
 from cases import (
+    BALANCERS,
     CLASSES,
     COLD_KEYS,
     HASHES,
@@ -40,10 +41,12 @@ from cases import (
     bytes_per_instance,
     bytes_per_point,
     case,
+    diffed,
     floor,
     floor_of_keys,
     floor_of_one,
     grid,
+    rebalanced,
     ring_case,
     ring_grid,
     servers,
@@ -55,7 +58,7 @@ from rich.table import Table
 
 import rota
 
-STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS)
+STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS, "balancers")
 SECONDS = 0.0002  # one timing
 LONGEST_GROUP = 6.0  # seconds, after which there are no more rounds
 LONGEST_RING_GROUP = 2.0
@@ -65,6 +68,7 @@ SMALL = (10, 100, 1_000)
 OUT = (10_000, 1_000_000)  # elements of the arrays to fill
 UNITS = {"us": 1e3, "ms": 1e6}  # in ns
 FEWER = "n = 10"  # what a change of a large ring is compared to
+FEW = "n = 100"  # what a change that a balancer makes is compared to
 
 # At most: rota / floor.
 PICK_BAR = {
@@ -100,6 +104,8 @@ MEMORY_BAR = 64.0  # bytes an instance
 POINT_BAR = 40.0  # bytes a point
 CHANGE_BAR = 100.0  # us, an instance comes or goes, n = 10,000
 BUILD_BAR = 250.0  # ms, n = 10,000
+DIFF_BAR = 100.0  # ms, n = 100,000, equal copies
+REBALANCE_BAR = {"consist": 2.0}  # one instance changes: n = 10,000 / n = 100
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,7 @@ def row(
     """Compare two cases of a group round by round."""
     what, name, against, bar = pair
     unit = against if against in UNITS else ""
-    is_cost = bool(unit) or against in ("floor", FEWER)
+    is_cost = bool(unit) or against in ("floor", FEWER, FEW)
     if unit:
         ratios = [net[name] / UNITS[unit] for net in rounds]
     else:
@@ -398,6 +404,23 @@ def hash_picker_groups() -> Iterator[Group]:
     yield Group("hash_picker", n, cases, pairs, LONGEST_RING_GROUP)
 
 
+def balancer_groups() -> Iterator[Group]:
+    """Yield what following discovery costs."""
+    n, ways = 100_000, {"copies": "equal copies", "same": "the same", "weights": "other weights"}
+    ways["others"] = "other addresses"
+    for how, what in ways.items():
+        bar = DIFF_BAR if how == "copies" else None
+        pairs = [(f"diff, {what}", "kernel", "ms", bar)]
+        yield Group("balancers", n, {"kernel": diffed(n, how)}, pairs, LONGEST_RING_GROUP)
+    for name in BALANCERS:
+        few, many = rebalanced(name, 100), rebalanced(name, 10_000)
+        yield Group(
+            "balancers", 100, {"kernel": few}, [(f"rebalance, {name}", "kernel", "us", None)]
+        )
+        pairs = [(f"rebalance, {name}", "kernel", FEW, REBALANCE_BAR.get(name))]
+        yield Group("balancers", 10_000, {"kernel": many, FEW: few}, pairs, LONGEST_RING_GROUP)
+
+
 def point_row(stem: str, n: int) -> Row:
     """Bytes a point of a ring, or a slot of a table."""
     what, bar = {"ketama": ("memory, a point", POINT_BAR), "maglev": ("memory, a slot", None)}[stem]
@@ -423,6 +446,9 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
                 if who != "kernel"
             ]
             yield Group(stem, None, cases | {"floor": floor_of_one()}, pairs)
+        return
+    if stem == "balancers":
+        yield from balancer_groups()
         return
     if stem == "hash_picker":
         yield from hash_picker_groups()
@@ -536,7 +562,7 @@ def main() -> None:
     n_hold = sum(line.holds is True for line in judged)
     method = (
         "Medians over the rounds; ns net of the empty loop (over the same keys, where there are "
-        "keys), for one pick, element or instance. Against the floor, or itself with n = 10: "
+        "keys), for one pick, element or instance. Against the floor, or itself with fewer: "
         "rota / floor. Against others: other / rota. Against nothing: no ratio but a time or "
         "size, with its unit. "
         f"All side by side in one process, GC off, up to {most_rounds} rounds and "

@@ -289,6 +289,19 @@ cdef class HashPicker:
         with Changing(self):
             self.changed([self.roster.set_weight(index, weight)])
 
+    def replace(self, index, instance):
+        """Put another object of the same ring name in the place of the instance at `index`.
+
+        Weight, points and load stay: for a copy of which something else has changed.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody, another name on the ring; nothing has changed.
+        """
+        with Changing(self):
+            self.roster.replace(index, instance)
+
     def add(self, instance, weight=1):
         """Take an instance in; return its index. The next pick obeys it.
 

@@ -135,7 +135,7 @@ def test_a_log_handler_may_pick():
         def emit(self, record):
             picked.append(balancer.get_picker(result).next(None, "k"))
 
-    handler, logger = Picking(), logging.getLogger("rota.loadbalance.weighted")
+    handler, logger = Picking(), logging.getLogger("rota.loadbalance")
     logger.addHandler(handler)
     try:
         picker = balancer.get_picker(result)

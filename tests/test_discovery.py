@@ -58,6 +58,45 @@ def test_a_diff_leads_from_one_to_the_other(prev, next_):
     assert bool(change) == (prev != next_)
 
 
+def plain_diff(prev, next_):
+    """The rule as it reads, one copy at a time."""
+
+    def described(i):
+        return (i.weight, i.tags, i.version, i.service, i.scheme, i.hash_key)
+
+    before = {i.address: i for i in prev}
+    after = {i.address for i in next_}
+    return (
+        tuple(i for i in next_ if i.address not in before),
+        tuple(
+            i for i in next_ if i.address in before and described(i) != described(before[i.address])
+        ),
+        tuple(i for i in prev if i.address not in after),
+    )
+
+
+COPIES = st.builds(
+    Instance,
+    st.sampled_from("abcdef"),
+    st.sampled_from([None, 0, 5]),
+    network=st.sampled_from(["tcp", "unix"]),
+    version=st.sampled_from(["", "2"]),
+    tags=st.sampled_from([{}, {"zone": "a"}]),
+)
+
+
+@given(prev=st.lists(COPIES, max_size=8), next_=st.lists(COPIES, max_size=8))
+def test_a_diff_is_what_the_rule_says(prev, next_):
+    """With two of one address too, in either result."""
+    anew = [copy.deepcopy(i) for i in prev]
+    for one, other in ((prev, next_), (prev, prev), (prev, anew), (prev, anew[::-1])):
+        change = diff("k", Result(True, "k", one), Result(True, "k", other))
+        assert (change.added, change.updated, change.removed) == plain_diff(one, other)
+        for kind, want in zip(("added", "updated"), plain_diff(one, other), strict=False):
+            # Equal, and the very objects of the later result.
+            assert list(map(id, getattr(change, kind))) == list(map(id, want))
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -268,6 +268,31 @@ def test_a_change_from_within_a_change_is_refused(kernels, hash_picker_name):
     assert picker.weights.tolist() == [2, 1, 1]
 
 
+def test_another_object_in_the_place_of_one(make_hash):
+    old = [rota.Instance(name) for name in NAMES]
+    new = rota.Instance(NAMES[2], tags={"zone": "b"})
+    picker = make_hash(old, [5] * 8, load_factor=1.25)
+    owners = [picker.pick_index(key) for key in KEYS]
+    attempts = picker.attempts(None, KEYS[owners.index(2)])
+    assert attempts.next() is old[2]
+    lease = picker.acquire(KEYS[owners.index(2)])
+    assert lease.instance is old[2]
+    loads = picker.loads.tolist()
+    picker.replace(2, new)
+    assert picker.instances[2] is new
+    assert picker.weights.tolist() == [5] * 8
+    assert picker.loads.tolist() == loads
+    assert picker.index_of(NAMES[2]) == 2
+    assert new not in attempts  # it has been tried
+    assert lease.instance is old[2]
+    lease.release()
+    assert picker.loads.sum() == 0
+    assert [picker.pick_index(key) for key in KEYS] == owners
+    assert picker.pick(KEYS[owners.index(2)]) is new
+    duplicate = copy.copy(picker)
+    assert new in duplicate.instances
+
+
 def test_update_keeps_who_stays(make_hash):
     picker = make_hash(["a", "b", "c"], [1, 2, 3])
     lease = next(lease for key in KEYS if (lease := picker.acquire(key)).instance == "c")
@@ -312,6 +337,11 @@ def test_a_picker_after_changes_is_a_picker_made_new(make_hash):
         (lambda p: p.add("z", "1"), TypeError, "weight"),
         (lambda p: p.add(5), TypeError, "name"),
         (lambda p: p.add("\ud800"), ValueError, "surrogates"),
+        (lambda p: p.replace(0, "b"), ValueError, r"b'a', got b'b'"),
+        (lambda p: p.replace(0, "z"), ValueError, "name"),
+        (lambda p: p.replace(0, 5), TypeError, "name"),
+        (lambda p: p.replace(2, "c"), ValueError, "index"),
+        (lambda p: p.replace("0", "a"), TypeError, "index"),
         (lambda p: p.remove(2), ValueError, "index"),
         (lambda p: p.remove(7), ValueError, "index"),
         (lambda p: p.remove(None), TypeError, "index"),

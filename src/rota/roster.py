@@ -99,6 +99,16 @@ class Roster:
         self.weights[i] = new
         return i
 
+    def replace(self, index: int, instance: Any) -> None:
+        """Put another object of the same name in the place of the instance at `index`. O(1)."""
+        i = self.present(index)
+        own = ring_name(instance, self._name)
+        if own != self.names[i]:
+            raise ValueError(
+                f"instance must have the name of whom it replaces, {self.names[i]!r}, got {own!r}"
+            )
+        self.slots[i] = instance
+
     def add(self, instance: Any, weight: int) -> int:
         """Take an instance in; return its index. O(1), amortised."""
         new, own = as_weight(weight), ring_name(instance, self._name)

@@ -26,6 +26,9 @@ class MemoryRegistry:
         self._bus = bus
         self._lock = threading.Lock()
         self._services: dict[str, dict[str, Instance]] = {}
+        # What a service was resolved to is what its next change is compared with: balancers
+        # know by that object that they have missed nothing.
+        self._results: dict[str, Result] = {}
 
     def publish(self, service: str, *instances: Instance) -> Change:
         """Add copies of a service, or replace those of the same address; O(copies)."""
@@ -45,10 +48,9 @@ class MemoryRegistry:
             return self._replace(service, {a: i for a, i in known.items() if a not in addresses})
 
     def resolve(self, service: str) -> Result:
-        """Return the copies of a service; no instances for one that is not known."""
+        """Return the copies of a service, O(1); no instances for one that is not known."""
         with self._lock:
-            known = self._services.get(service, {})
-        return Result(True, service, tuple(known.values()))
+            return self._result(service)
 
     def delete(self, service: str) -> None:
         """Forget a service, and tell balancers to do so."""
@@ -56,13 +58,18 @@ class MemoryRegistry:
             known = self._services.pop(service, None)
             if known is not None:
                 change = Change(Result(True, service), removed=tuple(known.values()))
+                self._results.pop(service, None)
                 self._bus.dispatch(Event(DISCOVERY_DELETE, detail=service, extra=change))
+
+    def _result(self, service: str) -> Result:
+        return self._results.get(service) or Result(True, service)
 
     def _replace(self, service: str, copies: dict[str, Instance]) -> Change:
         # Under the lock, so that changes are dispatched in the order they were made.
-        before = Result(True, service, tuple(self._services.get(service, {}).values()))
-        change = diff(service, before, Result(True, service, tuple(copies.values())))
+        now = Result(True, service, tuple(copies.values()))
+        change = diff(service, self._result(service), now)
         self._services[service] = copies
+        self._results[service] = now
         if change:
             self._bus.dispatch(Event(DISCOVERY_CHANGE, detail=service, extra=change))
         return change

@@ -1,7 +1,7 @@
 """What discovery found, and what changed since it looked last."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rota.discovery.instance import Instance
 
@@ -49,16 +49,22 @@ class Change:
     added, updated, removed : sequence of Instance
         New copies; copies with another weight or other tags, as they are now; copies
         that are gone.
+    previous : Result or None
+        What `diff` has compared `result` with; None: not known. It makes no difference to
+        equality. A balancer that is not where this was compares the whole result.
     """
 
     result: Result
     added: tuple[Instance, ...] = ()
     updated: tuple[Instance, ...] = ()
     removed: tuple[Instance, ...] = ()
+    previous: Result | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.result, Result):
             raise TypeError(f"result must be a Result, got {self.result!r}")
+        if self.previous is not None and not isinstance(self.previous, Result):
+            raise TypeError(f"previous must be a Result or None, got {self.previous!r}")
         for name in ("added", "updated", "removed"):
             given = getattr(self, name)
             if type(given) is not tuple:
@@ -80,40 +86,50 @@ def diff(cache_key: str, prev: Result, next: Result) -> Change:
     Returns
     -------
     Change
-        Its result is `next` under `cache_key`. Added and updated are in the order of
+        From `prev` to `next` under `cache_key`. Added and updated are in the order of
         `next`, removed in that of `prev`.
 
     Notes
     -----
-    O(n). As Kitex's DefaultDiff, a copy is known by its address, and its network is not
-    looked at; unlike it, any other difference than the weight is an update too (Kitex
-    leaves groups by tag stale until a weight changes).
+    O(n), tens of milliseconds for 100,000 copies. As Kitex's DefaultDiff, a copy is known
+    by its address, and its network is not looked at; unlike it, any other difference than
+    the weight is an update too (Kitex leaves groups by tag stale until a weight changes).
     """
-    before = {instance.address: instance for instance in prev.instances}
-    after = {instance.address for instance in next.instances}
+    # Whoever resolves makes all instances anew at every look: nearly always the same
+    # addresses in the same order, with the same fields. So lists are compared first, which
+    # is done in C, and the loop reads fields without a call.
+    addresses = [instance.address for instance in next.instances]
+    before_addresses = [instance.address for instance in prev.instances]
+    before = dict(zip(before_addresses, prev.instances, strict=True))
+    known: Iterable[Instance | None] = prev.instances
+    removed: tuple[Instance, ...] = ()
+    # Two of one address are one in `before`, the last.
+    if addresses != before_addresses or len(before) != len(before_addresses):
+        known = map(before.get, addresses)
+        gone = before.keys() - addresses
+        if gone:
+            removed = tuple([i for i in prev.instances if i.address in gone])
     added: list[Instance] = []
     updated: list[Instance] = []
-    for instance in next.instances:
-        known = before.get(instance.address)
-        if known is None:
-            added.append(instance)
-        elif known is not instance and _described(known) != _described(instance):
-            updated.append(instance)
-    removed = [instance for instance in prev.instances if instance.address not in after]
+    for was, now in zip(known, next.instances, strict=True):
+        if was is now:
+            continue
+        if was is None:
+            added.append(now)
+        elif (
+            was.weight != now.weight
+            # Tags are compared slowly, and are mostly the same empty ones.
+            or (was.tags is not now.tags and was.tags != now.tags)
+            or was.version != now.version
+            or was.service != now.service
+            or was.scheme != now.scheme
+            or was.hash_key != now.hash_key
+        ):
+            updated.append(now)
     return Change(
         Result(next.cacheable, cache_key, next.instances),
         tuple(added),
         tuple(updated),
-        tuple(removed),
-    )
-
-
-def _described(instance: Instance) -> tuple[object, ...]:
-    return (
-        instance.weight,
-        instance.tags,
-        instance.version,
-        instance.service,
-        instance.scheme,
-        instance.hash_key,
+        removed,
+        previous=prev,
     )

@@ -3,7 +3,8 @@
 from rota.loadbalance.attempts import attempts
 from rota.loadbalance.caching import CachingBalancer
 from rota.loadbalance.consistent import ConsistentHashBalancer, ConsistentHashOptions
-from rota.loadbalance.interface import LoadBalancer, Picker, Rebalancer
+from rota.loadbalance.following import FollowingBalancer
+from rota.loadbalance.interface import LivePicker, LoadBalancer, Picker, Rebalancer
 from rota.loadbalance.weighted import (
     InterleavedWeightedRoundRobinBalancer,
     WeightedBalancer,
@@ -16,7 +17,9 @@ __all__ = [
     "CachingBalancer",
     "ConsistentHashBalancer",
     "ConsistentHashOptions",
+    "FollowingBalancer",
     "InterleavedWeightedRoundRobinBalancer",
+    "LivePicker",
     "LoadBalancer",
     "Picker",
     "Rebalancer",

@@ -18,12 +18,22 @@ class _Flight:
         self.thread: int | None = None
 
 
+class Turn:
+    """What changes of one key take turns with. A subclass may keep more about the key."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a log handler may make changes too
+
+
 class CachingBalancer(ABC):
     """A balancer whose cacheable results of one key share one picker.
 
     A subclass has a `name` and makes pickers: `build` for a key, `build_uncached` for a
     result that may not be cached. A picker is made once, however many threads ask for it
-    at the same time; a change that comes meanwhile wins.
+    at the same time; a change that comes meanwhile wins. Changes of one key are made one
+    after another.
     """
 
     name: str
@@ -32,12 +42,14 @@ class CachingBalancer(ABC):
         self._pickers: dict[str, Picker[Instance]] = {}
         self._flights: dict[str, _Flight] = {}
         self._lock = threading.Lock()
-        self._told: dict[str, list[str]] = {}
+        self._turns: dict[str, Turn] = {}
+        self._told: dict[str, frozenset[str]] = {}
 
     def is_news(self, what: str, addresses: list[str]) -> bool:
         """Whether these are others than the last of this kind: one warning, not one a request."""
-        told, self._told[what] = self._told.get(what), addresses
-        return addresses != told
+        news = frozenset(addresses)
+        told, self._told[what] = self._told.get(what), news
+        return news != told
 
     @abstractmethod
     def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
@@ -60,10 +72,27 @@ class CachingBalancer(ABC):
     def rebalance(self, change: Change) -> None:
         """Make picks of a cacheable result's key follow its instances of now."""
         result = change.result
-        if result.cacheable:
-            picker = self.build(result.instances)
+        if not result.cacheable:
+            return
+        key = result.cache_key
+        is_made = False
+        while not is_made:
             with self._lock:
-                self._pickers[result.cache_key] = picker
+                turn = self._turns.get(key)
+                if turn is None:
+                    turn = self._turns[key] = self._turn()
+            with turn.lock:
+                with self._lock:
+                    if self._turns.get(key) is not turn:
+                        continue  # deleted while we waited: others have another turn by now
+                    picker = self._pickers.get(key)
+                is_made = True
+                if not self._follow(turn, picker, change):
+                    picker = self.build(result.instances)
+                    with self._lock:
+                        # Deleted meanwhile: then it stays deleted.
+                        if self._turns.get(key) is turn:
+                            self._pickers[key] = picker
 
     def delete(self, change: Change) -> None:
         """Drop the picker of a cacheable result, and one that is being made."""
@@ -72,6 +101,14 @@ class CachingBalancer(ABC):
             with self._lock:
                 self._pickers.pop(result.cache_key, None)
                 self._flights.pop(result.cache_key, None)
+                self._turns.pop(result.cache_key, None)
+
+    def _turn(self) -> Turn:
+        return Turn()
+
+    def _follow(self, turn: Turn, picker: Picker[Instance] | None, change: Change) -> bool:
+        """Make a change in the live picker of its key, if any. False: make a new one."""
+        return False
 
     def _fly(self, result: Result) -> Picker[Instance]:
         key = result.cache_key

@@ -1,15 +1,14 @@
 """Kitex's consistent hash balancer, over a ring that is consistent."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rota.arguments import as_replicas, as_uint64
-from rota.discovery import Change, Instance
-from rota.loadbalance.caching import CachingBalancer
+from rota.discovery import Instance
+from rota.loadbalance.following import FollowingBalancer
 from rota.loadbalance.interface import Picker
-from rota.loadbalance.weighted import with_weight
 from rota.pickers import ConsistentHash
 from rota.roster import ring_name
 
@@ -50,12 +49,12 @@ class ConsistentHashOptions:
         as_uint64("virtual_factor", self.virtual_factor, 1)
 
 
-class ConsistentHashBalancer(CachingBalancer):
+class ConsistentHashBalancer(FollowingBalancer):
     """A request's key decides; the same key goes to the same instance, from every client.
 
-    A change moves only the keys of what has changed, and is made in the ring that is
-    there: O(n) to compare and O(points that come or go). Two instances of one name are
-    one, the first, with a warning in the log. Weights as in the weighted balancers.
+    A change moves only the keys of what has changed, and is made in the ring that is there:
+    the points that come or go. Two instances of one name are one, the first with weight, with
+    a warning in the log. Weights as in the weighted balancers.
     """
 
     name = "consist"
@@ -68,10 +67,10 @@ class ConsistentHashBalancer(CachingBalancer):
 
     def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
         """Return a new ring. O(points)."""
-        live, weights = self._on_the_ring(instances)
+        members, weights = self.members(instances)
         options = self._options
         return ConsistentHash(
-            live,
+            members,
             weights,
             virtual_factor=options.virtual_factor,
             weighted=options.weighted,
@@ -79,26 +78,28 @@ class ConsistentHashBalancer(CachingBalancer):
             replicas=options.replicas,
         )
 
-    def rebalance(self, change: Change) -> None:
-        """Change the ring of a cacheable result's key in place; make it if there is none."""
-        result = change.result
-        picker = self._pickers.get(result.cache_key) if result.cacheable else None
-        if isinstance(picker, ConsistentHash):
-            picker.update(*self._on_the_ring(result.instances))
-        else:
-            super().rebalance(change)
+    def identify(self, instance: Instance) -> Hashable:
+        """Return the name on the ring, which may outlive an address."""
+        return ring_name(instance, None)
 
-    def _on_the_ring(self, instances: tuple[Instance, ...]) -> tuple[list[Instance], list[int]]:
-        live, weights = with_weight(self, instances)
-        by_name: dict[bytes, tuple[Instance, int]] = {}
-        for instance, weight in zip(live, weights, strict=True):
-            by_name.setdefault(ring_name(instance, None), (instance, weight))
-        twice = [i.address for i in live if by_name[ring_name(i, None)][0] is not i]
+    def members(self, instances: tuple[Instance, ...]) -> tuple[Sequence[Instance], list[int]]:
+        """Return the instances of different names, and their weights."""
+        weights = self.weighed(instances)
+        by_name: dict[Hashable, tuple[Instance, int]] = {}
+        twice = []
+        for instance, weight in zip(instances, weights, strict=True):
+            name = self.identify(instance)
+            first = by_name.setdefault(name, (instance, weight))
+            if first[0] is not instance and weight:
+                if first[1]:
+                    twice.append(instance.address)
+                else:
+                    by_name[name] = instance, weight
         if twice and self.is_news("two of one name", twice):
             logger.warning(
                 "%s: %d of %d instances have the ring name of another and get no requests",
                 self.name,
                 len(twice),
-                len(live),
+                sum(weight > 0 for weight in weights),
             )
-        return [i for i, _ in by_name.values()], [weight for _, weight in by_name.values()]
+        return [who for who, _ in by_name.values()], [weight for _, weight in by_name.values()]

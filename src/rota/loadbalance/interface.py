@@ -3,10 +3,12 @@
 They are protocols: a class of the user's own with these methods works wherever rota's do.
 """
 
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rota.discovery import Change, Instance, Result
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -16,6 +18,48 @@ class Picker(Protocol[T_co]):
 
     def next(self, ctx: object = None, request: object = None) -> T_co | None:
         """Return the instance for this request, None when there is none."""
+        ...
+
+
+@runtime_checkable
+class LivePicker(Protocol[T]):
+    """A picker that can be changed: rota's are.
+
+    An index is an instance's for as long as that stays. Each method raises, and has changed
+    nothing, where an argument is of no use.
+    """
+
+    def next(self, ctx: object = None, request: object = None) -> T | None:
+        """Return the instance for this request, None when there is none."""
+        ...
+
+    def add(self, instance: T, weight: int = 1) -> int:
+        """Take an instance in; return its index."""
+        ...
+
+    def remove(self, index: int, /) -> None:
+        """Let the instance at `index` go."""
+        ...
+
+    def set_weight(self, index: int, weight: int) -> None:
+        """Give the instance at `index` another weight."""
+        ...
+
+    def replace(self, index: int, instance: T) -> None:
+        """Put another object in the place of the instance at `index`; all else stays."""
+        ...
+
+    def update(self, instances: Iterable[T], weights: Any = None) -> None:
+        """Go over to these instances and weights; who stays keeps its index."""
+        ...
+
+    @property
+    def instances(self) -> tuple[T | None, ...]:
+        """The instances by index; None where one has left."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many are present."""
         ...
 
 

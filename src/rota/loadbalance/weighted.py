@@ -1,10 +1,9 @@
 """Kitex's weighted balancers: cached pickers over what discovery found."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rota.discovery import Instance
-from rota.loadbalance.caching import CachingBalancer
+from rota.loadbalance.following import FollowingBalancer, weigh
 from rota.loadbalance.interface import Picker
 from rota.pickers import (
     InterleavedWeightedRoundRobin,
@@ -14,47 +13,17 @@ from rota.pickers import (
     WeightedRoundRobin,
 )
 
-logger = logging.getLogger(__name__)
 
-DEFAULT_WEIGHT = 10
-
-
-def with_weight(
-    balancer: CachingBalancer, instances: tuple[Instance, ...]
-) -> tuple[tuple[Instance, ...], list[int]]:
-    """Return the instances of weight 1 and more, and their weights.
-
-    An instance without a weight has 10. Those of 0 and less are left out, with one warning
-    in the log for each set of them.
-    """
-    weights = [DEFAULT_WEIGHT if i.weight is None else i.weight for i in instances]
-    if not weights or min(weights) > 0:
-        return instances, weights
-    dropped = [i.address for i, weight in zip(instances, weights, strict=True) if weight <= 0]
-    if balancer.is_news("no weight", dropped):
-        logger.warning(
-            "%s: %d of %d instances have a weight of 0 or less and get no requests: %s%s",
-            balancer.name,
-            len(dropped),
-            len(instances),
-            ", ".join(dropped[:10]),
-            ", ..." if len(dropped) > 10 else "",
-        )
-    return (
-        tuple(i for i, weight in zip(instances, weights, strict=True) if weight > 0),
-        [weight for weight in weights if weight > 0],
-    )
-
-
-class WeightedBalancer(CachingBalancer):
+class WeightedBalancer(FollowingBalancer):
     """What the weighted balancers share.
 
-    A subclass has a `name`, a `schedule` that is called with (instances, weights, seed=...)
-    and gives the picker of weights that differ, and a `plain` one for equal weights, called
-    with (instances, seed=...). Equal weights need no schedule.
+    A subclass has a `name` and a `schedule`, which is called with (instances, weights,
+    seed=...) and gives the picker; a weight of 0 is that of an instance that gets no
+    requests. Of equal weights a round robin makes the plain one, and they may become unequal
+    while it lives.
 
-    An instance without a weight has 10. Weights of 0 and less are left out, with one
-    warning in the log. No instances left: a picker that gives None.
+    An instance without a weight has 10. One of 0 or less gets no requests, with one warning
+    in the log for each set of them. Nobody with weight: a picker that gives None.
 
     A result that may not be cached gets a picker of its own with every call. A schedule
     begun anew for every pick would always serve its first instance, and starve others; so
@@ -62,7 +31,6 @@ class WeightedBalancer(CachingBalancer):
     """
 
     schedule: Callable[..., Picker[Instance]]
-    plain: Callable[..., Picker[Instance]]
 
     def __init__(self, *, seed: int | None = None) -> None:
         """Start with no pickers.
@@ -82,22 +50,27 @@ class WeightedBalancer(CachingBalancer):
         super().__init__()
         self._seeds = None if seed is None else SplitMix64(seed)
 
+    def members(self, instances: tuple[Instance, ...]) -> tuple[Sequence[Instance], list[int]]:
+        """Return all of them: the drained have the weight 0."""
+        return instances, self.weighed(instances)
+
     def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
-        """Return a new picker: the schedule, or the plain one for equal weights."""
-        return self._make(type(self).schedule, instances)
+        """Return a new picker, of the schedule."""
+        members, weights = self.members(instances)
+        return type(self).schedule(members, weights, seed=self._seed())
 
     def build_uncached(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
         """Return a new picker that is fair one pick at a time."""
-        return self._make(WeightedRandom, instances)
-
-    def _make(
-        self, unequal: Callable[..., Picker[Instance]], instances: tuple[Instance, ...]
-    ) -> Picker[Instance]:
-        live, weights = with_weight(self, instances)
-        seed = None if self._seeds is None else self._seeds.next()
+        weights = self.weighed(instances)
+        live = [who for who, weight in zip(instances, weights, strict=True) if weight]
+        weights = weigh(live)
         if len(set(weights)) <= 1:
-            return type(self).plain(live, seed=seed)
-        return unequal(live, weights, seed=seed)
+            # It begins anywhere: as good as a draw, and made at less cost.
+            return RoundRobin(live, seed=self._seed())
+        return WeightedRandom(live, weights, seed=self._seed())
+
+    def _seed(self) -> int | None:
+        return None if self._seeds is None else self._seeds.next()
 
 
 class WeightedRoundRobinBalancer(WeightedBalancer):
@@ -105,7 +78,6 @@ class WeightedRoundRobinBalancer(WeightedBalancer):
 
     name = "weight_round_robin"
     schedule = WeightedRoundRobin
-    plain = RoundRobin
 
 
 class InterleavedWeightedRoundRobinBalancer(WeightedBalancer):
@@ -113,7 +85,6 @@ class InterleavedWeightedRoundRobinBalancer(WeightedBalancer):
 
     name = "interleaved_weighted_round_robin"
     schedule = InterleavedWeightedRoundRobin
-    plain = RoundRobin
 
 
 class WeightedRandomBalancer(WeightedBalancer):
@@ -121,4 +92,7 @@ class WeightedRandomBalancer(WeightedBalancer):
 
     name = "weight_random"
     schedule = WeightedRandom
-    plain = WeightedRandom
+
+    def build_uncached(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
+        """Return a new picker, which draws as any other."""
+        return self.build(instances)

@@ -147,6 +147,11 @@ class HashPicker(Generic[T]):
             self._roster.set_weight(index, weight)
             self._follow()
 
+    def replace(self, index: int, instance: T) -> None:
+        """Put another object of the same ring name in the place of the instance at `index`."""
+        with self._lock:
+            self._roster.replace(index, instance)
+
     def add(self, instance: T, weight: int = 1) -> int:
         """Take an instance in; return its index."""
         with self._lock:
