@@ -57,8 +57,8 @@ typedef struct rota_api {
     int32_t (*picker_index)(PyObject *picker);
     /* Write the next `count` indices, -1 where nothing has weight. O(count). One thread. */
     void (*picker_fill)(PyObject *picker, int32_t *out, Py_ssize_t count);
-    /* The instance of an index, borrowed from the picker until that is changed; NULL, without
-       an exception, for an index out of range, such as -1. O(1). GIL. */
+    /* The instance of an index, borrowed from the picker until that is changed: None where it
+       has left, NULL without an exception for an index out of range, such as -1. O(1). GIL. */
     PyObject *(*picker_object)(PyObject *picker, int32_t index);
 
     /* ConsistentHash, Maglev */

@@ -66,8 +66,8 @@ cdef inline object instance_at(HashPicker picker, int32_t i):
 # Every index is below this; one whose instance has left counts too. With the GIL.
 cdef Py_ssize_t hash_picker_length(HashPicker picker) noexcept
 
-# The instance of an index, borrowed from the picker until that is changed; NULL for an index
-# out of range, such as -1. O(1). With the GIL.
+# The instance of an index, borrowed from the picker until that is changed: None where it has
+# left, NULL for an index out of range, such as -1. O(1). With the GIL.
 cdef PyObject* hash_picker_object(HashPicker picker, int32_t i) noexcept
 
 # Find the place of a key by the picker's own rule; TypeError or ValueError for what can be no

@@ -104,6 +104,6 @@ cdef void picker_fill(Picker picker, int32_t* out, Py_ssize_t count) noexcept no
 # Every index is below this; one whose instance has left counts too. With the GIL.
 cdef Py_ssize_t picker_length(Picker picker) noexcept
 
-# The instance of an index, borrowed from the picker until that is changed; NULL for an index
-# out of range, such as -1. O(1). With the GIL.
+# The instance of an index, borrowed from the picker until that is changed: None where it has
+# left, NULL for an index out of range, such as -1. O(1). With the GIL.
 cdef PyObject* picker_object(Picker picker, int32_t i) noexcept
