@@ -10,6 +10,9 @@ ROOT = Path(__file__).parent
 # ROTA_DEBUG=1 turns on bounds and initialisation checks and line tracing (CONTRIBUTING.md).
 DEBUG = os.environ.get("ROTA_DEBUG") == "1"
 
+# What a kernel is made of besides its own .pyx and the .pxd files.
+PARTS = {"picker": ["cython/c_api.pxi", "src/rota/include/rota.h"]}
+
 DIRECTIVES = {
     "language_level": "3",
     "boundscheck": DEBUG,
@@ -29,7 +32,8 @@ def kernel(path: Path) -> Extension:
     return Extension(
         f"rota.kernels.{path.stem}",
         [source],
-        depends=[source],  # also puts the .pyx into the sdist
+        include_dirs=["src/rota/include"],
+        depends=[source, *PARTS.get(path.stem, [])],  # also puts them into the sdist
         define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
         extra_compile_args=["-O1", "-g"] if DEBUG else ["-O3", "-g0", "-Wall", "-Wextra"],
     )

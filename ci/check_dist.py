@@ -23,14 +23,20 @@ def main(folder: Path) -> None:
         built = set(archive.namelist())
     stems = [path.stem for path in (ROOT / "cython").glob("*.pyx")]
     for stem in stems:
-        check(f"cython/{stem}.pyx" in packed, f"the sdist has no cython/{stem}.pyx")
+        for name in (f"cython/{stem}.pyx", f"src/rota/kernels/{stem}.pxd"):
+            check(name in packed, f"the sdist has no {name}")
         for suffix in ("pxd", "pyi"):
             name = f"rota/kernels/{stem}.{suffix}"
             check(name in built, f"the wheel has no {name}")
         binaries = [name for name in built if name.startswith(f"rota/kernels/{stem}.cpython")]
         check(len(binaries) == 1, f"the wheel has {len(binaries)} binaries of {stem}")
+    parts = ["src/rota/include/rota.h"]
+    parts += [path.relative_to(ROOT).as_posix() for path in (ROOT / "cython").glob("*.pxi")]
+    for name in parts:
+        check(name in packed, f"the sdist has no {name}")
+    check("rota/include/rota.h" in built, "the wheel has no rota.h")
     check("rota/py.typed" in built, "the wheel has no py.typed")
-    extra = [name for name in built if name.endswith((".c", ".pyx", ".html"))]
+    extra = [name for name in built if name.endswith((".c", ".pyx", ".pxi", ".html"))]
     check(not extra, f"the wheel has {extra}")
     check(not any(name.endswith(".c") for name in packed), "the sdist has generated C")
     check("LICENSE" in packed, "the sdist has no licence")

@@ -21,6 +21,8 @@ Invariants
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
 
 from threading import RLock
 from types import GenericAlias
@@ -532,3 +534,19 @@ cdef void end(Lease lease) noexcept:
             and picker.generations[lease.index] == lease.generation):
         picker.load[lease.index] -= 1
         picker.n_in_flight -= 1
+
+
+# -- for other people's C -------------------------------------------------------------------
+
+cdef Py_ssize_t hash_picker_length(HashPicker picker) noexcept:
+    return PyList_GET_SIZE(picker.slots)
+
+
+cdef PyObject* hash_picker_object(HashPicker picker, int32_t i) noexcept:
+    if not 0 <= i < PyList_GET_SIZE(picker.slots):
+        return NULL
+    return <PyObject*>PyList_GET_ITEM(picker.slots, i)
+
+
+cdef int hash_picker_place(HashPicker picker, object key, uint64_t* out) except -1:
+    return picker.place(key, out)

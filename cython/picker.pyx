@@ -890,3 +890,32 @@ cdef class Attempts:
                     return i
                 drawn -= picker.weight[i]
         return -1
+
+
+# -- for other people's C -------------------------------------------------------------------
+
+cdef void picker_fill(Picker picker, int32_t* out, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t k
+    while count > 0:
+        if picker.cursor == picker.end:
+            picker.refill()
+            if picker.cursor == picker.end:
+                for k in range(count):
+                    out[k] = -1
+                return
+        k = min(count, picker.end - picker.cursor)
+        memcpy(out, picker.cursor, k * sizeof(int32_t))
+        picker.cursor += k
+        out += k
+        count -= k
+
+
+cdef Py_ssize_t picker_length(Picker picker) noexcept:
+    return picker.n
+
+
+cdef PyObject* picker_object(Picker picker, int32_t i) noexcept:
+    return picker.items[i] if 0 <= i < picker.n else NULL
+
+
+include "c_api.pxi"

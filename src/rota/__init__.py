@@ -4,6 +4,8 @@ Pickers say which of several copies of a service gets the next request; balancer
 pickers of what discovery found, and keep them in step with its changes.
 """
 
+from pathlib import Path
+
 from rota.discovery import Change, Instance, MemoryRegistry, Result, diff
 from rota.events import Event, EventBus, EventQueue
 from rota.kernels import IMPLEMENTATION
@@ -59,5 +61,11 @@ __all__ = [
     "attempts",
     "connect",
     "diff",
+    "get_include",
     "moved",
 ]
+
+
+def get_include() -> str:
+    """Return the folder of rota.h, for the compiler of an extension that picks from C."""
+    return str(Path(__file__).parent / "include")

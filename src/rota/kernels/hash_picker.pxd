@@ -1,12 +1,13 @@
 """What every hash picker is to C: from the place of a key to the index of its instance.
 
-Consumers call `hash_picker_index`; fields and methods are for the kernels of this package
+Consumers call the functions; fields and methods are for the kernels of this package
 and may move between minor versions.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
 
 # A walk clockwise from a place, for replicas.
 cdef struct walk_t:
@@ -47,7 +48,8 @@ cdef class HashPicker:
     cdef int place(self, object key, uint64_t* out) except -1
 
 # The index of the instance for a key at `place`, -1 when nothing has weight. O(1) expected,
-# no Python; needs the GIL only where another thread may change the picker meanwhile.
+# no Python, no GIL needed; any number of threads at once, as long as nobody changes the picker
+# (with a load factor, acquire and release change it). Against changes the GIL helps.
 cdef int32_t hash_picker_index(HashPicker picker, uint64_t place) noexcept nogil
 
 
@@ -56,3 +58,18 @@ cdef inline object instance_at(HashPicker picker, int32_t i):
     if <size_t>i < <size_t>PyList_GET_SIZE(picker.slots):
         return <object>PyList_GET_ITEM(picker.slots, i)
     return None
+
+
+# For other people's Cython, and through the table of include/rota.h; picker.pxd says what
+# may change.
+
+# Every index is below this; one whose instance has left counts too. With the GIL.
+cdef Py_ssize_t hash_picker_length(HashPicker picker) noexcept
+
+# The instance of an index, borrowed from the picker until that is changed: None where it has
+# left, NULL for an index out of range, such as -1. O(1). With the GIL.
+cdef PyObject* hash_picker_object(HashPicker picker, int32_t i) noexcept
+
+# Find the place of a key by the picker's own rule; TypeError or ValueError for what can be no
+# key. With the GIL.
+cdef int hash_picker_place(HashPicker picker, object key, uint64_t* out) except -1

@@ -1,6 +1,6 @@
 """What every picker is to C: a run of indices, and a way to begin the next one.
 
-Consumers call `picker_index`; the fields are for the kernels of this package and may
+Consumers call the functions; the fields are for the kernels of this package and may
 move between minor versions.
 """
 
@@ -112,6 +112,26 @@ cdef class Picker:
 # The index of the next instance, -1 when nothing has weight. O(1), no Python, no GIL
 # needed; one thread at a time on one picker.
 cdef int32_t picker_index(Picker picker) noexcept nogil
+
+
+# For other people's Cython, and, through the table of include/rota.h, for C and C++. Both rest
+# on this: a function is never removed here, nor given other arguments, another result, other
+# demands on its caller or another meaning (that raises ROTA_ABI_VERSION); new ones come at the
+# end, of these and of the table. Of each it is said who may call it; "one thread" means one at a
+# time on one picker, with no change and no pick of it from Python meanwhile. `picker_index`,
+# above, is one of them: one thread. A thread that picks without the GIL takes a picker of its
+# own, copy.copy(picker) or one made with a start or seed of its own.
+
+# Write the next `count` indices, -1 where nothing has weight. O(count), no Python, no GIL
+# needed; one thread.
+cdef void picker_fill(Picker picker, int32_t* out, Py_ssize_t count) noexcept nogil
+
+# Every index is below this; one whose instance has left counts too. With the GIL.
+cdef Py_ssize_t picker_length(Picker picker) noexcept
+
+# The instance of an index, borrowed from the picker until that is changed: None where it has
+# left, NULL for an index out of range, such as -1. O(1). With the GIL.
+cdef PyObject* picker_object(Picker picker, int32_t i) noexcept
 
 
 # The body of every `pick`. CPython's interpreter takes its short way into a compiled method

@@ -3,9 +3,11 @@ from typing import Any, Generic, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer, Self, disjoint_base
+from typing_extensions import Buffer, CapsuleType, Self, disjoint_base
 
 _T = TypeVar("_T")
+
+_C_API: CapsuleType  # the table of rota.h
 
 @disjoint_base
 class Picker(Generic[_T]):

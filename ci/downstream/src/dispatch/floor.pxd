@@ -1,0 +1,3 @@
+from rota.kernels.picker cimport Picker
+
+cdef int nothing(Picker picker) noexcept nogil
