@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_XINCREF
+from cpython.ref cimport Py_INCREF
 
 from rota.kernels.picker cimport lock, lock_t, unlock
 
@@ -82,5 +82,5 @@ cdef inline PyObject* instance_at(HashPicker picker, int32_t i) noexcept:
     cdef PyObject* instance = <PyObject*>None
     if <size_t>i < <size_t>PyList_GET_SIZE(picker.slots):
         instance = <PyObject*>PyList_GET_ITEM(picker.slots, i)
-    Py_XINCREF(instance)
+    Py_INCREF(<object>instance)
     return instance
