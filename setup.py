@@ -23,6 +23,8 @@ DIRECTIVES = {
     "binding": False,  # with always_allow_keywords: real METH_NOARGS methods, as in C
     "always_allow_keywords": False,
     "embedsignature": True,
+    # Without a GIL, importing a kernel leaves it so: locks of theirs keep threads apart.
+    "freethreading_compatible": True,
 }
 
 

@@ -16,13 +16,17 @@ Invariants
 - an index is an instance's for as long as it stays; `generations` tells a lease from the
   time of another owner of its index.
 - n_in_flight is the sum of the loads.
+- what a pick reads changes only under the lock (`slots`, see the .pxd), from one state that
+  a pick can use to the next; a pick holds the lock from its look-up until it has a reference
+  to the instance. So no pick gives an instance that had left before it began.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 
 from threading import RLock
 from types import GenericAlias
@@ -37,17 +41,28 @@ from rota.roster import Roster
 
 cimport cython
 
-from rota.kernels.hash_picker cimport instance_at
+from rota.kernels.hash_picker cimport handed_on, instance_at
 from rota.kernels.murmur3 cimport hash_key
+from rota.kernels.picker cimport lock, lock_t, unlock
 from rota.kernels.splitmix64 cimport uint128
 
 
 cdef enum:
     BLOCK = 32   # look-ups in flight at once
+    STRETCH = 4096   # look-ups under one lock, so that others get their turn
 
 
 cdef int32_t hash_picker_index(HashPicker picker, uint64_t place) noexcept nogil:
     return picker.choose(place) if picker.load_factor else picker.owner(place)
+
+
+cdef int32_t locked_index(HashPicker picker, uint64_t place) noexcept:
+    cdef lock_t section
+    cdef int32_t i
+    lock(&section, <PyObject*>picker.slots)
+    i = hash_picker_index(picker, place)
+    unlock(&section)
+    return i
 
 
 @cython.no_gc_clear  # its methods rely on the lists; cycles are broken there
@@ -73,27 +88,39 @@ cdef class HashPicker:
         self.roster = Roster(instances, weights, name, self._check)
         self.slots = self.roster.slots
         self.get_key = get_key
-        self.generations = [0] * len(self.slots)
         self.loads_array = np.zeros(len(self.slots), np.int64)
+        self.generations_array = np.zeros(len(self.slots), np.int64)
         return self.changed(list(range(len(self.slots))))
 
     cdef int changed(self, list indices) except -1:
         """Bring everything in line with the roster, where `indices` have changed."""
-        cdef object weight_array = self.roster.weights, loads_array = self.loads_array
+        cdef object weight_array = self.roster.weights
+        cdef object loads_array = self.loads_array, generations_array = self.generations_array
         cdef const int64_t[::1] weights = weight_array
-        cdef int64_t[::1] loads
+        cdef int64_t[::1] loads, generations
+        cdef int64_t total = self.roster.total
+        cdef Py_ssize_t capacity
+        cdef lock_t section
         if len(loads_array) < weights.shape[0]:
-            loads_array = np.zeros(max(2 * weights.shape[0], 8), np.int64)
-        loads = loads_array
-        # In one go, without a chance for another thread's pick or lease; and the addresses
-        # before what kept the old ones alive.
-        if loads_array is not self.loads_array and self.load != NULL:
+            capacity = max(2 * weights.shape[0], 8)
+            loads_array = np.zeros(capacity, np.int64)
+            generations_array = np.zeros(capacity, np.int64)
+        loads, generations = loads_array, generations_array
+        # In one go, without a chance for another thread's pick or lease.
+        lock(&section, <PyObject*>self.slots)
+        if self.load != NULL and self.load != &loads[0]:
             memcpy(&loads[0], self.load, self.n * sizeof(int64_t))
+            memcpy(&generations[0], self.generation, self.n * sizeof(int64_t))
         self.n = weights.shape[0]
         self.weight = &weights[0] if self.n else NULL
         self.load = &loads[0] if self.n else NULL
-        self.weight_array, self.loads_array = weight_array, loads_array
-        self.total = self.roster.total
+        self.generation = &generations[0] if self.n else NULL
+        # By exchange: the old arrays go when these variables do, not under the lock.
+        self.weight_array, weight_array = weight_array, self.weight_array
+        self.loads_array, loads_array = loads_array, self.loads_array
+        self.generations_array, generations_array = generations_array, self.generations_array
+        self.total = total
+        unlock(&section)
         return self.follow(indices)
 
     cdef int follow(self, list indices) except -1:
@@ -109,10 +136,14 @@ cdef class HashPicker:
         cdef walk_t walk
         walk.at = place
         walk.within = walk.n_done = 0
+        walk.version = self.version
         return walk
 
     cdef int32_t step(self, walk_t* walk) noexcept nogil:
-        """Return the next index clockwise, repeats among them; -1 after the whole round."""
+        """Return the next index clockwise, repeats among them; -1 after the whole round.
+
+        The walk began under the lock of now, or of the same version.
+        """
         return -1
 
     cdef bint is_full(self, int32_t i) noexcept nogil:
@@ -162,18 +193,23 @@ cdef class HashPicker:
         The key is get_key(ctx, request); without a `get_key`, the request itself.
         """
         cdef uint64_t place = 0
+        cdef PyObject* instance
+        cdef lock_t section
         key = request_key(self, ctx, request)
         if key is None:
             return None
         self.place(key, &place)
-        return instance_at(self, hash_picker_index(self, place))
+        lock(&section, <PyObject*>self.slots)
+        instance = instance_at(self, hash_picker_index(self, place))
+        unlock(&section)
+        return handed_on(instance)
 
     def pick_index(self, key):
         """Return the index of the instance that owns `key`, or None. O(1) expected."""
         cdef uint64_t place = 0
         cdef int32_t i
         self.place(key, &place)
-        i = hash_picker_index(self, place)
+        i = locked_index(self, place)
         return None if i < 0 else i
 
     def pick_many(self, keys):
@@ -182,18 +218,24 @@ cdef class HashPicker:
         cdef Py_ssize_t n = len(given), k, done = 0, block
         cdef uint64_t places[BLOCK]
         cdef int32_t found[BLOCK]
-        cdef list picks = []
+        cdef list picks = [None] * n
+        cdef PyObject* instance
+        cdef lock_t section
         while done < n:
             block = min(n - done, BLOCK)
             for k in range(block):
                 self.place(given[done + k], &places[k])
+            lock(&section, <PyObject*>self.slots)
             if self.load_factor:
                 for k in range(block):
                     found[k] = self.choose(places[k])
             else:
                 self.look_up(places, found, block)
             for k in range(block):
-                picks.append(None if found[k] < 0 else self.slots[found[k]])
+                instance = instance_at(self, found[k])
+                PyList_SET_ITEM(picks, done + k, <object>instance)  # takes the reference over
+                Py_DECREF(None)  # which stood there
+            unlock(&section)
             done += block
         return picks
 
@@ -206,11 +248,12 @@ cdef class HashPicker:
         cdef list found = []
         cdef Py_ssize_t count = min(as_count(n), self.roster.n_live)
         cdef HashAttempts attempts
+        cdef walk_t walk
         self.place(key, &place)
         attempts = HashAttempts(self, key)
-        attempts.walk = self.begin(place)
+        walk.version = self.version - 1  # not begun
         while len(found) < count:
-            instance = attempts.untried()
+            instance = attempts.untried(&walk, place)
             if instance is None:
                 break
             found.append(instance)
@@ -236,12 +279,18 @@ cdef class HashPicker:
         """
         cdef const uint64_t[::1] places = as_places(hashes)
         cdef int32_t[::1] view = as_int32_out(out)
+        cdef Py_ssize_t done = 0, n
+        cdef lock_t section
         if places.shape[0] != view.shape[0]:
             raise ValueError(
                 f"hashes and out differ in length: {places.shape[0]} != {view.shape[0]}"
             )
-        if view.shape[0]:
-            self.look_up(&places[0], &view[0], view.shape[0])
+        while done < view.shape[0]:
+            n = min(view.shape[0] - done, STRETCH)
+            lock(&section, <PyObject*>self.slots)
+            self.look_up(&places[done], &view[done], n)
+            unlock(&section)
+            done += n
 
     cdef void look_up(self, const uint64_t* places, int32_t* out, Py_ssize_t count) noexcept nogil:
         cdef Py_ssize_t k
@@ -268,16 +317,22 @@ cdef class HashPicker:
         cdef uint64_t place = 0
         cdef int32_t i
         cdef Lease lease = <Lease>Lease.__new__(Lease)
+        cdef PyObject* instance = NULL
+        cdef lock_t section
         self.place(key, &place)
+        lock(&section, <PyObject*>self.slots)
         i = hash_picker_index(self, place)
+        if i >= 0:
+            instance = instance_at(self, i)
+            lease.index = i
+            lease.generation = self.generation[i]
+            self.load[i] += 1
+            self.n_in_flight += 1
+        unlock(&section)
         if i < 0:
             return None
-        lease.index = i
-        lease.instance = self.slots[i]
-        lease.generation = self.generations[i]
+        lease.instance = handed_on(instance)
         lease.picker = self
-        self.load[i] += 1
-        self.n_in_flight += 1
         return lease
 
     def set_weight(self, index, weight):
@@ -316,8 +371,6 @@ cdef class HashPicker:
         cdef Py_ssize_t i
         with Changing(self):
             i = self.roster.add(instance, weight)
-            if i == len(self.generations):
-                self.generations.append(0)
             self.changed([i])
             return i
 
@@ -333,12 +386,15 @@ cdef class HashPicker:
             self.leave(self.roster.present(index))
 
     cdef int leave(self, Py_ssize_t i) except -1:
+        cdef lock_t section
         self.roster.drain(i)
         self.changed([i])
         self.roster.forget(i)
+        lock(&section, <PyObject*>self.slots)
         self.n_in_flight -= self.load[i]
         self.load[i] = 0
-        self.generations[i] += 1
+        self.generation[i] += 1
+        unlock(&section)
         return 0
 
     def update(self, instances, weights=None):
@@ -354,7 +410,6 @@ cdef class HashPicker:
         """
         with Changing(self):
             changed, coming, leaving = self.roster.change(instances, weights)
-            self.generations += [0] * (len(self.slots) - len(self.generations))
             # First who comes, then who leaves: at no moment is there nobody.
             self.changed(changed + coming)
             for i in leaving:
@@ -377,7 +432,13 @@ cdef class HashPicker:
     @property
     def loads(self):
         """How many are in flight at each instance, by index: int64 array, a copy."""
-        return self.loads_array[:self.n].copy()
+        cdef lock_t section
+        cdef Py_ssize_t n
+        cdef object loads_array
+        lock(&section, <PyObject*>self.slots)
+        loads_array, n = self.loads_array, self.n
+        unlock(&section)
+        return loads_array[:n].copy()
 
     def index_of(self, instance_name):
         """Return the index of the instance of this ring name, None when there is none."""
@@ -400,8 +461,6 @@ cdef class Changing:
     the garbage collector. A lock alone would let these in, or wait for ever.
     """
 
-    cdef HashPicker picker
-
     def __cinit__(self, HashPicker picker not None):
         self.picker = picker
 
@@ -417,6 +476,16 @@ cdef class Changing:
         self.picker.lock.release()
 
 
+cdef bint is_of(HashPicker picker, uint64_t version) noexcept:
+    """Whether the picker is still of this version."""
+    cdef lock_t section
+    cdef bint answer
+    lock(&section, <PyObject*>picker.slots)
+    answer = picker.version == version
+    unlock(&section)
+    return answer
+
+
 cdef object request_key(HashPicker picker, object ctx, object request):
     """Return the key of a request, None for an empty one."""
     key = request if picker.get_key is None else picker.get_key(ctx, request)
@@ -428,14 +497,10 @@ cdef object request_key(HashPicker picker, object ctx, object request):
 @cython.final
 @cython.auto_pickle(False)
 cdef class HashAttempts:
-    """The owner of a key and then the other instances, clockwise, each once. For one thread.
-
-    A change of the picker begins the walk anew, past those already tried.
-    """
+    """The owner of a key and then the other instances, clockwise, each once. For one thread."""
 
     cdef HashPicker picker
     cdef object key
-    cdef walk_t walk
     cdef set tried   # names
 
     __class_getitem__ = classmethod(GenericAlias)
@@ -448,39 +513,67 @@ cdef class HashAttempts:
     def next(self):
         """Return the next instance to try, or None when none is left."""
         cdef uint64_t place = 0
-        cdef int32_t i
+        cdef walk_t walk
         if self.key is None or len(self.tried) >= self.picker.most_attempts:
             return None
         self.picker.place(self.key, &place)
         if not self.tried:
-            i = hash_picker_index(self.picker, place)
-            if i < 0:
-                return None
-            self.tried.add(self.picker.roster.names[i])
-            return instance_at(self.picker, i)
+            return self.first(place)
         if self.is_exhausted():
             return None
-        self.walk = self.picker.begin(place)
-        return self.untried()
+        walk.version = self.picker.version - 1  # not begun
+        return self.untried(&walk, place)
+
+    cdef object first(self, uint64_t place):
+        """Return the pick, and remember its name."""
+        cdef HashPicker picker = self.picker
+        cdef lock_t section
+        cdef int32_t i
+        cdef uint64_t version
+        while True:
+            lock(&section, <PyObject*>picker.slots)
+            i = hash_picker_index(picker, place)
+            instance = handed_on(instance_at(picker, i))
+            version = picker.version
+            unlock(&section)
+            if i < 0:
+                return None
+            name = picker.roster.names[i]
+            if is_of(picker, version):
+                self.tried.add(name)
+                return instance
 
     cdef bint is_exhausted(self) except -1:
         """Whether everybody with weight was tried; without the walk around that would show it."""
         roster = self.picker.roster
         if len(self.tried) < roster.n_live:
             return False
-        indices = [roster.by_name[name] for name in self.tried if name in roster.by_name]
-        return sum([1 for i in indices if roster.weights[i] > 0]) >= roster.n_live
+        indices = [roster.by_name.get(name, -1) for name in self.tried]
+        return sum([1 for i in indices if i >= 0 and roster.weights[i] > 0]) >= roster.n_live
 
-    cdef object untried(self):
+    cdef object untried(self, walk_t* walk, uint64_t place):
+        """Return the next instance of the walk that is not tried yet; None after all.
+
+        A change of the picker begins the walk anew, past those already tried.
+        """
+        cdef HashPicker picker = self.picker
+        cdef lock_t section
         cdef int32_t i
-        cdef list names = self.picker.roster.names
+        cdef list names = picker.roster.names
         while True:
-            i = self.picker.step(&self.walk)
+            lock(&section, <PyObject*>picker.slots)
+            if walk.version != picker.version:
+                walk[0] = picker.begin(place)
+            i = picker.step(walk)
+            instance = handed_on(instance_at(picker, i))
+            unlock(&section)
             if i < 0:
                 return None
-            if names[i] not in self.tried:
-                self.tried.add(names[i])
-                return instance_at(self.picker, i)
+            name = names[i]
+            # By now the index may be somebody else's.
+            if name not in self.tried and is_of(picker, walk.version):
+                self.tried.add(name)
+                return instance
 
     def __iter__(self):
         return self
@@ -503,7 +596,7 @@ cdef class Lease:
     cdef HashPicker picker
     cdef readonly Py_ssize_t index
     cdef readonly object instance
-    cdef object generation
+    cdef int64_t generation
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -525,15 +618,20 @@ cdef class Lease:
 
 
 cdef void end(Lease lease) noexcept:
-    cdef HashPicker picker = lease.picker
+    cdef HashPicker picker = None
+    cdef lock_t section
+    # By exchange: of several threads that end it, one gets the picker.
+    lock(&section, <PyObject*>lease)
+    lease.picker, picker = picker, lease.picker
+    unlock(&section)
     if picker is None:
         return
-    lease.picker = None
+    lock(&section, <PyObject*>picker.slots)
     # An index given out again since is somebody else's.
-    if (lease.index < len(picker.generations)
-            and picker.generations[lease.index] == lease.generation):
+    if picker.generation[lease.index] == lease.generation:
         picker.load[lease.index] -= 1
         picker.n_in_flight -= 1
+    unlock(&section)
 
 
 # -- for other people's C -------------------------------------------------------------------

@@ -37,7 +37,8 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
 
 import numpy as np
 
@@ -45,8 +46,9 @@ from rota.ring import rule as rule_of
 
 cimport cython
 
-from rota.kernels.hash_picker cimport HashPicker, instance_at, walk_t
+from rota.kernels.hash_picker cimport Changing, HashPicker, handed_on, instance_at, walk_t
 from rota.kernels.murmur3 cimport MOST_DIGITS, decimal, murmur3_x64_128
+from rota.kernels.picker cimport lock, lock_t, unlock
 from rota.kernels.splitmix64 cimport uint128
 
 cdef extern from *:
@@ -117,9 +119,7 @@ cdef class ConsistentHash(HashPicker):
         self.hold(instances, weights, get_key, load_factor, replicas, name)
 
     def __dealloc__(self):
-        PyMem_Free(self.memory)
-        PyMem_Free(self.next_line)
-        PyMem_Free(self.n_in_line)
+        release(&self.ring)
 
     def pick(self, key):
         """Return the instance that owns `key`, None when nothing has weight. O(1) expected.
@@ -130,8 +130,13 @@ cdef class ConsistentHash(HashPicker):
             `key` is no str, bytes, int or buffer; an int out of range; a lone surrogate.
         """
         cdef uint64_t place = 0
+        cdef PyObject* instance
+        cdef lock_t section
         self.place(key, &place)
-        return instance_at(self, self.choose(place) if self.load_factor else self.owner(place))
+        lock(&section, <PyObject*>self.slots)
+        instance = instance_at(self, self.choose(place) if self.load_factor else self.owner(place))
+        unlock(&section)
+        return handed_on(instance)
 
     def arcs(self):
         """Return the places of all points, ascending, and the name of the owner of each.
@@ -143,19 +148,21 @@ cdef class ConsistentHash(HashPicker):
             belongs to its owner. O(points).
         """
         cdef Py_ssize_t b, k = 0, line, j
-        places = np.empty(self.n_points, np.uint64)
-        cdef uint64_t[::1] view = places
+        cdef uint64_t[::1] view
         cdef list names = []
-        for b in range(self.n_buckets):
-            line = b
-            while True:
-                for j in range(self.n_in_line[line]):
-                    view[k] = self.lines[line].place[j]
-                    names.append(self.names[self.lines[line].owner[j]])
-                    k += 1
-                line = self.next_line[line]
-                if line == 0:
-                    break
+        with Changing(self):  # a change would move what this goes through
+            places = np.empty(self.ring.n_points, np.uint64)
+            view = places
+            for b in range(self.ring.n_buckets):
+                line = b
+                while True:
+                    for j in range(self.ring.n_in_line[line]):
+                        view[k] = self.ring.lines[line].place[j]
+                        names.append(self.names[self.ring.lines[line].owner[j]])
+                        k += 1
+                    line = self.ring.next_line[line]
+                    if line == 0:
+                        break
         return places, names
 
     def __reduce__(self):
@@ -170,16 +177,16 @@ cdef class ConsistentHash(HashPicker):
         cdef line_t* line
         cdef uint32_t more
         cdef int k
-        if self.n_points == 0:
+        if self.ring.n_points == 0:
             return -1
-        more = <uint32_t>((<uint128>place * <uint128>self.n_buckets) >> 64)
+        more = <uint32_t>((<uint128>place * <uint128>self.ring.n_buckets) >> 64)
         while True:
-            line = &self.lines[more]
+            line = &self.ring.lines[more]
             k = ((line.place[0] < place) + (line.place[1] < place) + (line.place[2] < place)
                  + (line.place[3] < place) + (line.place[4] < place))
             if k < LINE:
                 return line.owner[k]
-            more = self.next_line[more]
+            more = self.ring.next_line[more]
             if more == 0:
                 return line.owner[LINE]
 
@@ -188,7 +195,7 @@ cdef class ConsistentHash(HashPicker):
         while done < count:
             block = min(count - done, BLOCK)
             for k in range(block):
-                prefetch(&self.lines[bucket_of(self, places[done + k])], 0)
+                prefetch(&self.ring.lines[bucket_of(&self.ring, places[done + k])], 0)
             for k in range(block):
                 out[done + k] = self.owner(places[done + k])
             done += block
@@ -197,36 +204,37 @@ cdef class ConsistentHash(HashPicker):
         cdef walk_t walk
         cdef Py_ssize_t line
         walk.at = walk.within = walk.n_done = 0
-        if self.n_points == 0:
+        walk.version = self.version
+        if self.ring.n_points == 0:
             return walk
-        line = bucket_of(self, place)
+        line = bucket_of(&self.ring, place)
         while True:
-            while walk.within < self.n_in_line[line]:
-                if self.lines[line].place[walk.within] >= place:
+            while walk.within < self.ring.n_in_line[line]:
+                if self.ring.lines[line].place[walk.within] >= place:
                     walk.at = line
                     return walk
                 walk.within += 1
-            if self.next_line[line] == 0:
+            if self.ring.next_line[line] == 0:
                 walk.at = line  # the step goes on from the end of this line
                 return walk
-            line = self.next_line[line]
+            line = self.ring.next_line[line]
             walk.within = 0
 
     cdef int32_t step(self, walk_t* walk) noexcept nogil:
         cdef Py_ssize_t line = walk.at
-        if walk.n_done == self.n_points:
+        if walk.n_done == self.ring.n_points:
             return -1
-        while walk.within >= self.n_in_line[line]:
-            if self.next_line[line]:
-                line = self.next_line[line]
+        while walk.within >= self.ring.n_in_line[line]:
+            if self.ring.next_line[line]:
+                line = self.ring.next_line[line]
             else:
                 # The bucket after this line's: found by the last place in it, or its number.
-                line = bucket_after(self, line)
+                line = bucket_after(&self.ring, line)
             walk.within = 0
         walk.at = line
         walk.within += 1
         walk.n_done += 1
-        return self.lines[line].owner[walk.within - 1]
+        return self.ring.lines[line].owner[walk.within - 1]
 
     # -- changing -----------------------------------------------------------------------
 
@@ -249,14 +257,14 @@ cdef class ConsistentHash(HashPicker):
         for i, count in wanted:
             more += count - self.counts[i]
             growth += max(count - self.counts[i], 0)
-        if self.n_points == 0:
+        if self.ring.n_points == 0:
             return self.build(wanted, more)
         self.make_room(more, growth)
         # Who shrinks first, so that no bucket holds more than it will in the end.
         for i, count in sorted(wanted, key=lambda pair: pair[1] > self.counts[pair[0]]):
             self.resize(i, count)
-        if self.n_buckets > 1 and self.n_points * 10 < POINTS_LEAST * self.n_buckets:
-            self.lay_out_again(self.n_points)
+        if self.ring.n_buckets > 1 and self.ring.n_points * 10 < POINTS_LEAST * self.ring.n_buckets:
+            self.lay_out_again(self.ring.n_points)
         return 0
 
     cdef int build(self, list wanted, Py_ssize_t n) except -1:
@@ -287,19 +295,19 @@ cdef class ConsistentHash(HashPicker):
         cdef Py_ssize_t done = 0
         cdef Py_ssize_t n = max(have, count) - first
         cdef uint64_t* places = self.places_of(self.names[index], first, first + n)
-        if self.n_buckets > BLOCK:
+        if self.ring.n_buckets > BLOCK:
             for k in range(n):
-                b = bucket_of(self, places[k])
-                prefetch(&self.lines[b], 1)
-                prefetch(&self.next_line[b], 0)
-                prefetch(&self.n_in_line[b], 1)
+                b = bucket_of(&self.ring, places[k])
+                prefetch(&self.ring.lines[b], 1)
+                prefetch(&self.ring.next_line[b], 0)
+                prefetch(&self.ring.n_in_line[b], 1)
         try:
             while done < n:
                 # The last points go first: what stays is always the first so many.
                 if count > have:
-                    insert(self, places[done], index)
+                    self.insert(places[done], index)
                 else:
-                    erase(self, places[n - 1 - done], index)
+                    self.erase(places[n - 1 - done], index)
                 done += 1
         finally:
             self.counts[index] = have + done if count > have else have - done
@@ -311,27 +319,27 @@ cdef class ConsistentHash(HashPicker):
 
         There will be `more` points in the end than now: others leave.
         """
-        cdef Py_ssize_t n = self.n_points + max(more, 0)
-        if n * 10 > POINTS_MOST * self.n_buckets:
+        cdef Py_ssize_t n = self.ring.n_points + max(more, 0)
+        if n * 10 > POINTS_MOST * self.ring.n_buckets:
             self.lay_out_again(n)
         # A point makes one line at the most.
-        if self.n_lines + growth > self.capacity:
-            self.reserve(self.n_lines + growth + self.n_buckets // 16)
+        if self.ring.n_lines + growth > self.ring.capacity:
+            self.reserve(self.ring.n_lines + growth + self.ring.n_buckets // 16)
         return 0
 
     cdef int lay_out_again(self, Py_ssize_t target) except -1:
-        cdef point_t* points = <point_t*>PyMem_Malloc(max(self.n_points, 1) * sizeof(point_t))
+        cdef point_t* points = <point_t*>PyMem_Malloc(max(self.ring.n_points, 1) * sizeof(point_t))
         cdef Py_ssize_t b, line, j, k = 0
         if points == NULL:
             raise MemoryError
-        for b in range(self.n_buckets):
+        for b in range(self.ring.n_buckets):
             line = b
             while True:
-                for j in range(self.n_in_line[line]):
-                    points[k].place = self.lines[line].place[j]
-                    points[k].index = self.lines[line].owner[j]
+                for j in range(self.ring.n_in_line[line]):
+                    points[k].place = self.ring.lines[line].place[j]
+                    points[k].index = self.ring.lines[line].owner[j]
                     k += 1
-                line = self.next_line[line]
+                line = self.ring.next_line[line]
                 if line == 0:
                     break
         try:
@@ -347,6 +355,7 @@ cdef class ConsistentHash(HashPicker):
         cdef uint32_t* ends = <uint32_t*>PyMem_Calloc(n_buckets + 1, sizeof(uint32_t))
         cdef point_t* ordered = NULL
         cdef point_t moved
+        cdef ring_t ring
         try:
             if not sorted:
                 ordered = <point_t*>PyMem_Malloc(max(n, 1) * sizeof(point_t))
@@ -359,7 +368,6 @@ cdef class ConsistentHash(HashPicker):
                 n_in = ends[b + 1]
                 n_lines += (n_in - 1) // LINE if n_in > LINE else 0
                 ends[b + 1] += ends[b]
-            self.reserve_new(n_buckets, n_lines)
             if not sorted:
                 for k in range(n - 1, -1, -1):
                     b = bucket_in(points[k].place, n_buckets) + 1
@@ -373,67 +381,95 @@ cdef class ConsistentHash(HashPicker):
                         moved = ordered[k]
                         b_insert(self, ordered, first, k, moved)
                 points = ordered
-            self.n_points = n
+            empty(&ring, n_buckets, n_lines)
+            ring.n_points = n
             first = 0
             for b in range(n_buckets):
                 last = first
                 while last < n and bucket_in(points[last].place, n_buckets) == b:
                     last += 1
-                write_bucket(self, b, points + first, last - first)
+                write_bucket(&ring, b, points + first, last - first)
                 first = last
-            link(self, points, n)
+            link(&ring, points, n)
+            self.replace(&ring)
         finally:
             PyMem_Free(ends)
             PyMem_Free(ordered)
         return 0
 
-    cdef int reserve_new(self, Py_ssize_t n_buckets, Py_ssize_t n_lines) except -1:
-        """Take memory for a new layout, all of it empty; the old one is gone then."""
-        cdef Py_ssize_t capacity = n_lines + n_buckets // 16 + 16
-        cdef void* memory = PyMem_Malloc(capacity * sizeof(line_t) + sizeof(line_t))
-        cdef uint32_t* next_line = <uint32_t*>PyMem_Calloc(capacity, sizeof(uint32_t))
-        cdef uint8_t* n_in_line = <uint8_t*>PyMem_Calloc(capacity, 1)
-        cdef Py_ssize_t line
-        if memory == NULL or next_line == NULL or n_in_line == NULL:
-            PyMem_Free(memory)
-            PyMem_Free(next_line)
-            PyMem_Free(n_in_line)
-            raise MemoryError
-        PyMem_Free(self.memory)
-        PyMem_Free(self.next_line)
-        PyMem_Free(self.n_in_line)
-        self.memory = memory
-        self.lines = aligned(memory)
-        self.next_line = next_line
-        self.n_in_line = n_in_line
-        self.capacity = capacity
-        self.n_buckets = self.n_lines = n_buckets
-        self.free_line = 0
-        for line in range(n_buckets):
-            clear(&self.lines[line])
-        return 0
-
     cdef int reserve(self, Py_ssize_t capacity) except -1:
         """Take memory for more overflow lines."""
-        cdef void* memory = PyMem_Malloc(capacity * sizeof(line_t) + sizeof(line_t))
-        cdef uint32_t* next_line
-        cdef uint8_t* n_in_line
-        if memory == NULL:
-            raise MemoryError
-        next_line = <uint32_t*>PyMem_Realloc(self.next_line, capacity * sizeof(uint32_t))
-        if next_line != NULL:
-            self.next_line = next_line
-        n_in_line = <uint8_t*>PyMem_Realloc(self.n_in_line, capacity)
-        if n_in_line != NULL:
-            self.n_in_line = n_in_line
-        if next_line == NULL or n_in_line == NULL:
-            PyMem_Free(memory)
-            raise MemoryError
-        memcpy(aligned(memory), self.lines, self.n_lines * sizeof(line_t))
-        PyMem_Free(self.memory)
-        self.memory = memory
-        self.lines = aligned(memory)
-        self.capacity = capacity
+        cdef ring_t ring = self.ring
+        cdef Py_ssize_t n = ring.n_lines
+        take_lines(&ring, capacity)
+        memcpy(ring.lines, self.ring.lines, n * sizeof(line_t))
+        memcpy(ring.next_line, self.ring.next_line, n * sizeof(uint32_t))
+        memcpy(ring.n_in_line, self.ring.n_in_line, n)
+        self.replace(&ring)
+        return 0
+
+    cdef void replace(self, ring_t* ring) noexcept:
+        """Put another ring in the place of the one there is, and free that."""
+        cdef ring_t old = self.ring
+        cdef lock_t section
+        lock(&section, <PyObject*>self.slots)
+        self.ring = ring[0]
+        self.version += 1
+        unlock(&section)
+        release(&old)
+
+    cdef int insert(self, uint64_t place, int32_t index) except -1:
+        cdef ring_t* ring = &self.ring
+        cdef Py_ssize_t b = bucket_of(ring, place), n = gather(ring, b, NULL)
+        cdef point_t few[32]
+        cdef point_t* points = few
+        cdef point_t point
+        cdef lock_t section
+        if n >= 32:
+            points = <point_t*>PyMem_Malloc((n + 1) * sizeof(point_t))
+            if points == NULL:
+                raise MemoryError
+        gather(ring, b, points)
+        point.place = place
+        point.index = index
+        b_insert(self, points, 0, n, point)
+        lock(&section, <PyObject*>self.slots)
+        write_bucket(ring, b, points, n + 1)
+        ring.n_points += 1
+        relink(ring, b)
+        self.version += 1
+        unlock(&section)
+        if points != few:
+            PyMem_Free(points)
+        return 0
+
+    cdef int erase(self, uint64_t place, int32_t index) except -1:
+        cdef ring_t* ring = &self.ring
+        cdef Py_ssize_t b = bucket_of(ring, place), n = gather(ring, b, NULL), k = 0
+        cdef point_t few[32]
+        cdef point_t* points = few
+        cdef lock_t section
+        if n > 32:
+            points = <point_t*>PyMem_Malloc(n * sizeof(point_t))
+            if points == NULL:
+                raise MemoryError
+        gather(ring, b, points)
+        while k < n and (points[k].place != place or points[k].index != index):
+            k += 1
+        if k == n:
+            if points != few:
+                PyMem_Free(points)
+            raise RuntimeError(f"the ring has no point of index {index} at {place}")
+        for k in range(k, n - 1):
+            points[k] = points[k + 1]
+        lock(&section, <PyObject*>self.slots)
+        write_bucket(ring, b, points, n - 1)
+        ring.n_points -= 1
+        relink(ring, b)
+        self.version += 1
+        unlock(&section)
+        if points != few:
+            PyMem_Free(points)
         return 0
 
     cdef uint64_t* places_of(self, bytes name, Py_ssize_t first, Py_ssize_t last) except? NULL:
@@ -470,11 +506,11 @@ cdef inline Py_ssize_t bucket_in(uint64_t place, Py_ssize_t n_buckets) noexcept 
     return <Py_ssize_t>((<uint128>place * <uint128>n_buckets) >> 64)
 
 
-cdef inline Py_ssize_t bucket_of(ConsistentHash ring, uint64_t place) noexcept nogil:
+cdef inline Py_ssize_t bucket_of(ring_t* ring, uint64_t place) noexcept nogil:
     return bucket_in(place, ring.n_buckets)
 
 
-cdef Py_ssize_t bucket_after(ConsistentHash ring, Py_ssize_t line) noexcept nogil:
+cdef Py_ssize_t bucket_after(ring_t* ring, Py_ssize_t line) noexcept nogil:
     """Return the bucket after the one that a line belongs to."""
     cdef Py_ssize_t b = line
     if line >= ring.n_buckets:
@@ -486,6 +522,42 @@ cdef line_t* aligned(void* memory) noexcept nogil:
     return <line_t*>((<size_t>memory + sizeof(line_t) - 1) & ~<size_t>(sizeof(line_t) - 1))
 
 
+cdef int take_lines(ring_t* ring, Py_ssize_t capacity) except -1:
+    """Give a ring memory for so many lines, whatever it had before; the rest stays."""
+    cdef void* memory = PyMem_Malloc((capacity + 1) * sizeof(line_t))
+    cdef uint32_t* next_line = <uint32_t*>PyMem_Calloc(capacity, sizeof(uint32_t))
+    cdef uint8_t* n_in_line = <uint8_t*>PyMem_Calloc(capacity, 1)
+    if memory == NULL or next_line == NULL or n_in_line == NULL:
+        PyMem_Free(memory)
+        PyMem_Free(next_line)
+        PyMem_Free(n_in_line)
+        raise MemoryError
+    ring.memory = memory
+    ring.lines = aligned(memory)
+    ring.next_line = next_line
+    ring.n_in_line = n_in_line
+    ring.capacity = capacity
+    return 0
+
+
+cdef int empty(ring_t* ring, Py_ssize_t n_buckets, Py_ssize_t n_lines) except -1:
+    """Make a new ring without points, with memory for n_lines lines and some more."""
+    cdef Py_ssize_t line
+    take_lines(ring, n_lines + n_buckets // 16 + 16)
+    ring.n_buckets = ring.n_lines = n_buckets
+    ring.free_line = 0
+    ring.n_points = 0
+    for line in range(n_buckets):
+        clear(&ring.lines[line])
+    return 0
+
+
+cdef void release(ring_t* ring) noexcept:
+    PyMem_Free(ring.memory)
+    PyMem_Free(ring.next_line)
+    PyMem_Free(ring.n_in_line)
+
+
 cdef void clear(line_t* line) noexcept nogil:
     cdef int j
     for j in range(LINE):
@@ -494,7 +566,7 @@ cdef void clear(line_t* line) noexcept nogil:
     line.owner[LINE] = -1
 
 
-cdef bint precedes(ConsistentHash ring, uint64_t place, int32_t index, uint64_t other_place,
+cdef bint precedes(ConsistentHash picker, uint64_t place, int32_t index, uint64_t other_place,
                    int32_t other) noexcept:
     """Whether a point stands before another: by place; on one place by name.
 
@@ -502,22 +574,22 @@ cdef bint precedes(ConsistentHash ring, uint64_t place, int32_t index, uint64_t 
     """
     if place != other_place:
         return place < other_place
-    if ring.is_murmur:
-        return ring.names[index] < ring.names[other]
+    if picker.is_murmur:
+        return picker.names[index] < picker.names[other]
     return index < other
 
 
-cdef void b_insert(ConsistentHash ring, point_t* points, Py_ssize_t first, Py_ssize_t k,
+cdef void b_insert(ConsistentHash picker, point_t* points, Py_ssize_t first, Py_ssize_t k,
                    point_t point) noexcept:
     """Put `point`, which stands at k, in order among points[first:k]."""
-    while k > first and precedes(ring, point.place, point.index, points[k - 1].place,
+    while k > first and precedes(picker, point.place, point.index, points[k - 1].place,
                                  points[k - 1].index):
         points[k] = points[k - 1]
         k -= 1
     points[k] = point
 
 
-cdef uint32_t new_line(ConsistentHash ring) noexcept nogil:
+cdef uint32_t new_line(ring_t* ring) noexcept nogil:
     """Return an overflow line, empty; there is room for it."""
     cdef uint32_t line = ring.free_line
     if line:
@@ -531,7 +603,7 @@ cdef uint32_t new_line(ConsistentHash ring) noexcept nogil:
     return line
 
 
-cdef void write_bucket(ConsistentHash ring, Py_ssize_t b, const point_t* points,
+cdef void write_bucket(ring_t* ring, Py_ssize_t b, const point_t* points,
                        Py_ssize_t n) noexcept nogil:
     """Make these n points, in order, the bucket's; the owners after its last one not yet."""
     cdef Py_ssize_t line = b, done = 0, here, j
@@ -561,20 +633,20 @@ cdef void write_bucket(ConsistentHash ring, Py_ssize_t b, const point_t* points,
         spare = <uint32_t>j
 
 
-cdef Py_ssize_t last_line(ConsistentHash ring, Py_ssize_t b) noexcept nogil:
+cdef Py_ssize_t last_line(ring_t* ring, Py_ssize_t b) noexcept nogil:
     while ring.next_line[b]:
         b = ring.next_line[b]
     return b
 
 
-cdef void point_to(ConsistentHash ring, Py_ssize_t line, int32_t owner) noexcept nogil:
+cdef void point_to(ring_t* ring, Py_ssize_t line, int32_t owner) noexcept nogil:
     """Say whose the first point after a line is."""
     cdef Py_ssize_t j
     for j in range(ring.n_in_line[line], LINE + 1):
         ring.lines[line].owner[j] = owner
 
 
-cdef void link(ConsistentHash ring, const point_t* points, Py_ssize_t n) noexcept nogil:
+cdef void link(ring_t* ring, const point_t* points, Py_ssize_t n) noexcept nogil:
     """Say in every bucket whose the first point after it is, from the last one backwards."""
     cdef Py_ssize_t b
     cdef int32_t after
@@ -587,7 +659,7 @@ cdef void link(ConsistentHash ring, const point_t* points, Py_ssize_t n) noexcep
             after = ring.lines[b].owner[0]
 
 
-cdef void relink(ConsistentHash ring, Py_ssize_t b) noexcept nogil:
+cdef void relink(ring_t* ring, Py_ssize_t b) noexcept nogil:
     """Bucket b was rewritten: mend whose the points after it, and before it, lead to."""
     cdef Py_ssize_t other = b, line
     cdef int32_t owner
@@ -614,7 +686,7 @@ cdef void relink(ConsistentHash ring, Py_ssize_t b) noexcept nogil:
             break
 
 
-cdef Py_ssize_t gather(ConsistentHash ring, Py_ssize_t b, point_t* out) noexcept nogil:
+cdef Py_ssize_t gather(ring_t* ring, Py_ssize_t b, point_t* out) noexcept nogil:
     """Copy a bucket's points, in order, to `out` unless that is NULL; return how many."""
     cdef Py_ssize_t n = 0, j, line = b
     while True:
@@ -626,52 +698,6 @@ cdef Py_ssize_t gather(ConsistentHash ring, Py_ssize_t b, point_t* out) noexcept
         line = ring.next_line[line]
         if line == 0:
             return n
-
-
-cdef int insert(ConsistentHash ring, uint64_t place, int32_t index) except -1:
-    cdef Py_ssize_t b = bucket_of(ring, place), n = gather(ring, b, NULL)
-    cdef point_t few[32]
-    cdef point_t* points = few
-    cdef point_t point
-    if n >= 32:
-        points = <point_t*>PyMem_Malloc((n + 1) * sizeof(point_t))
-        if points == NULL:
-            raise MemoryError
-    gather(ring, b, points)
-    point.place = place
-    point.index = index
-    b_insert(ring, points, 0, n, point)
-    write_bucket(ring, b, points, n + 1)
-    ring.n_points += 1
-    relink(ring, b)
-    if points != few:
-        PyMem_Free(points)
-    return 0
-
-
-cdef int erase(ConsistentHash ring, uint64_t place, int32_t index) except -1:
-    cdef Py_ssize_t b = bucket_of(ring, place), n = gather(ring, b, NULL), k = 0
-    cdef point_t few[32]
-    cdef point_t* points = few
-    if n > 32:
-        points = <point_t*>PyMem_Malloc(n * sizeof(point_t))
-        if points == NULL:
-            raise MemoryError
-    gather(ring, b, points)
-    while k < n and (points[k].place != place or points[k].index != index):
-        k += 1
-    if k == n:
-        if points != few:
-            PyMem_Free(points)
-        raise RuntimeError(f"the ring has no point of index {index} at {place}")
-    for k in range(k, n - 1):
-        points[k] = points[k + 1]
-    write_bucket(ring, b, points, n - 1)
-    ring.n_points -= 1
-    relink(ring, b)
-    if points != few:
-        PyMem_Free(points)
-    return 0
 
 
 def _rebuild(present, options):

@@ -30,6 +30,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
 
 import numpy as np
 
@@ -37,8 +38,9 @@ from rota.arguments import as_table_size
 
 cimport cython
 
-from rota.kernels.hash_picker cimport HashPicker, instance_at, walk_t
+from rota.kernels.hash_picker cimport Changing, HashPicker, handed_on, instance_at, walk_t
 from rota.kernels.murmur3 cimport hash128_t, murmur3_x64_128
+from rota.kernels.picker cimport lock, lock_t, unlock
 from rota.kernels.splitmix64 cimport uint128
 
 
@@ -99,17 +101,23 @@ cdef class Maglev(HashPicker):
             `key` is no str, bytes, int or buffer; an int out of range; a lone surrogate.
         """
         cdef uint64_t place = 0
+        cdef PyObject* instance
+        cdef lock_t section
         self.place(key, &place)
-        return instance_at(self, self.choose(place) if self.load_factor else self.owner(place))
+        lock(&section, <PyObject*>self.slots)
+        instance = instance_at(self, self.choose(place) if self.load_factor else self.owner(place))
+        unlock(&section)
+        return handed_on(instance)
 
     def table_of_indices(self):
         """Return the owner of each slot: int32 array, shape (table_size,), a copy.
 
         Empty when nothing has weight.
         """
-        if self.table == NULL:
-            return np.zeros(0, np.int32)
-        return np.array(<int32_t[:self.size]>self.table)
+        with Changing(self):  # a change would free what this copies
+            if self.table == NULL:
+                return np.zeros(0, np.int32)
+            return np.array(<int32_t[:self.size]>self.table)
 
     def __reduce__(self):
         return _rebuild, (self.present(), self.options)
@@ -127,6 +135,7 @@ cdef class Maglev(HashPicker):
         cdef walk_t walk
         walk.at = <uint64_t>((<uint128>place * <uint128>self.size) >> 64)
         walk.within = walk.n_done = 0
+        walk.version = self.version
         return walk
 
     cdef int32_t step(self, walk_t* walk) noexcept nogil:
@@ -146,6 +155,8 @@ cdef class Maglev(HashPicker):
         )
         cdef Py_ssize_t n = len(live), k
         cdef int32_t* table = NULL
+        cdef int32_t* old
+        cdef lock_t section
         cdef turn_t* turns = NULL
         cdef hash128_t digest
         if n:
@@ -167,8 +178,12 @@ cdef class Maglev(HashPicker):
                 turns[k].skip = <uint32_t>(digest.high % <uint64_t>(self.size - 1)) + 1
             populate(table, self.size, turns, n)
             PyMem_Free(turns)
-        PyMem_Free(self.table)
+        lock(&section, <PyObject*>self.slots)
+        old = self.table
         self.table = table
+        self.version += 1
+        unlock(&section)
+        PyMem_Free(old)
         return 0
 
 

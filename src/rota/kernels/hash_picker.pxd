@@ -8,16 +8,32 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+
+from rota.kernels.picker cimport lock, lock_t, unlock
+
+# The lock that keeps picks and changes apart without a GIL is that of the list `slots`: so
+# what the roster does to that list is kept apart too. Whoever holds it runs no Python and
+# waits for nothing, for it would be let go meanwhile: a change makes ready all that it needs,
+# takes the lock to put it in place, and gives back what was there before only afterwards.
+
+cdef extern from *:
+    """
+    #define rota_handed_on(reference) (reference)
+    """
+    # The object of a reference that is the caller's own, and is not any more.
+    object handed_on "rota_handed_on"(PyObject* reference)
 
 # A walk clockwise from a place, for replicas.
 cdef struct walk_t:
     uint64_t at        # where it is; what this means is the structure's affair
     Py_ssize_t within
     Py_ssize_t n_done  # steps taken
+    uint64_t version   # the picker's when it began: of no use after a change
 
 cdef class HashPicker:
     cdef object roster         # who is on the ring; rota.roster
-    cdef list slots            # its instances by index; None where one has left
+    cdef list slots            # its instances by index; None where one has left. Never another
     cdef object get_key
     cdef object place_by_rule  # bytes -> place, or None: MurmurHash3
     cdef object weight_array   # the roster's, as of the last change
@@ -27,7 +43,9 @@ cdef class HashPicker:
     cdef object loads_array    # numpy int64: in flight, by index
     cdef int64_t* load
     cdef int64_t n_in_flight
-    cdef list generations      # of each index: raised when its instance leaves
+    cdef object generations_array  # numpy int64
+    cdef int64_t* generation   # of each index: raised when its instance leaves
+    cdef uint64_t version      # raised whenever what a walk goes through has changed
     cdef uint64_t load_factor  # in 65,536ths; 0: loads make no difference
     cdef Py_ssize_t most_attempts
     cdef object lock           # held by whoever changes the picker
@@ -47,17 +65,26 @@ cdef class HashPicker:
     cdef void look_up(self, const uint64_t* places, int32_t* out, Py_ssize_t count) noexcept nogil
     cdef int place(self, object key, uint64_t* out) except -1
 
+# One change of a picker at a time: what every change, and all that may take long to read a
+# picker and runs Python meanwhile, is done within.
+cdef class Changing:
+    cdef HashPicker picker
+
+
 # The index of the instance for a key at `place`, -1 when nothing has weight. O(1) expected,
 # no Python, no GIL needed; any number of threads at once, as long as nobody changes the picker
-# (with a load factor, acquire and release change it). Against changes the GIL helps.
+# (with a load factor, acquire and release change it). Against changes the GIL helps; without
+# one, `lock(&section, <PyObject*>picker.slots)`.
 cdef int32_t hash_picker_index(HashPicker picker, uint64_t place) noexcept nogil
 
 
-# The instance of an index, None for -1.
-cdef inline object instance_at(HashPicker picker, int32_t i):
+# A new reference to the instance of an index, to None for -1; under the lock.
+cdef inline PyObject* instance_at(HashPicker picker, int32_t i) noexcept:
+    cdef PyObject* instance = <PyObject*>None
     if <size_t>i < <size_t>PyList_GET_SIZE(picker.slots):
-        return <object>PyList_GET_ITEM(picker.slots, i)
-    return None
+        instance = <PyObject*>PyList_GET_ITEM(picker.slots, i)
+    Py_INCREF(<object>instance)
+    return instance
 
 
 # For other people's Cython, and through the table of include/rota.h; picker.pxd says what

@@ -270,10 +270,13 @@ class Lease(Generic[T]):
 
     def release(self) -> None:
         """Count the request as ended; of no effect from the second time on."""
-        picker, self._picker = self._picker, None
+        picker = self._picker
         if picker is None:
             return
         with picker._lock:
+            if self._picker is None:
+                return  # another thread was first
+            self._picker = None
             # An index given out again since is somebody else's.
             if picker._generations[self.index] == self._generation:
                 picker._loads[self.index] -= 1
