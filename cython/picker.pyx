@@ -785,7 +785,8 @@ cdef class Attempts:
     cdef Picker picker
     cdef uint64_t version      # of the picker, that the rest is of
     cdef int32_t first
-    cdef PyObject* first_tried # the instance, a reference; NULL before the first attempt
+    cdef bint has_begun
+    cdef object first_tried    # the instance
     cdef list tried            # further instances, and
     cdef list indices          # theirs
     cdef uint8_t* is_tried     # one bit per index; NULL until the second attempt
@@ -798,8 +799,6 @@ cdef class Attempts:
 
     def __dealloc__(self):
         PyMem_Free(self.is_tried)
-        if self.first_tried != NULL:
-            drop(self.first_tried)
 
     def next(self):
         """Return the next instance to try, or None when none is left."""
@@ -821,13 +820,12 @@ cdef class Attempts:
         cdef PyObject* instance
         cdef int32_t i
         with cython.critical_section(picker):
-            if self.first_tried == NULL:
+            if not self.has_begun:
                 i = picker_index(picker)
                 if i < 0:
                     return NULL
                 instance = picker.items[i]
-                keep(instance)
-                self.first, self.first_tried = i, instance
+                self.has_begun, self.first, self.first_tried = True, i, <object>instance
                 self.version, self.n_tried = picker.version, 1
             else:
                 if self.is_tried == NULL or self.version != picker.version:
@@ -855,7 +853,7 @@ cdef class Attempts:
         PyMem_Free(self.is_tried)
         self.is_tried = is_tried
         self.version, self.n_tried = picker.version, 0
-        self.count(self.first, self.first_tried)
+        self.count(self.first, <PyObject*>self.first_tried)
         for k in range(len(self.tried)):
             i = self.indices[k]
             self.count(i, <PyObject*>self.tried[k])
