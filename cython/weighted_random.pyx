@@ -69,7 +69,7 @@ from rota.arguments import as_uint64, as_weights
 
 cimport cython
 
-from rota.kernels.picker cimport AHEAD, Picker, prefetch, take
+from rota.kernels.picker cimport Picker, prefetch, take
 from rota.kernels.splitmix64 cimport (
     SPLITMIX_GAMMA, splitmix64_below, splitmix64_mix, splitmix64_next, uint128,
 )
@@ -359,16 +359,23 @@ cdef inline Py_ssize_t child(const int64_t* sums, int64_t r) noexcept nogil:
 
 cdef inline Py_ssize_t leaf(const int64_t* weight, Py_ssize_t count, int64_t r) noexcept nogil:
     """Return the first of `count` <= WIDTH weights, the sum up to which is > r."""
+    cdef int64_t one, two, three, up_to = 0
     cdef Py_ssize_t k, found = 0
-    cdef int64_t up_to = 0
-    if count == WIDTH:
-        for k in range(WIDTH):
-            up_to += weight[k]
-            found += up_to <= r
-    else:
-        for k in range(count):
-            up_to += weight[k]
-            found += up_to <= r
+    if count == WIDTH:  # as in `child`: four quarters, and the fourths of one
+        one = weight[0] + weight[1] + weight[2] + weight[3]
+        two = weight[4] + weight[5] + weight[6] + weight[7]
+        three = weight[8] + weight[9] + weight[10] + weight[11]
+        found = 4 * ((one <= r) + (one + two <= r) + (one + two + three <= r))
+        r -= ((one & -<int64_t>(found >= 4)) + (two & -<int64_t>(found >= 8))
+              + (three & -<int64_t>(found >= 12)))
+        weight += found
+        one = weight[0]
+        two = one + weight[1]
+        three = two + weight[2]
+        return found + (one <= r) + (two <= r) + (three <= r)
+    for k in range(count):
+        up_to += weight[k]
+        found += up_to <= r
     return found
 
 
@@ -437,9 +444,7 @@ cdef class WeightedRandom(Picker):
         PyMem_Free(self.tree)
         self.tree = tree
         self.n_levels = n_levels
-        sums = <int64_t*>(
-            (<uintptr_t>tree + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
-        )
+        sums = <int64_t*>((<uintptr_t>tree + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE)
         memset(sums, 0, size * sizeof(int64_t))
         for k in range(n_levels):
             self.level[k] = sums
@@ -473,14 +478,14 @@ cdef class WeightedRandom(Picker):
             count = (count + WIDTH - 1) // WIDTH
             k -= 1
 
-    cdef void shift(self, Py_ssize_t i, int64_t difference) noexcept nogil:
+    cdef void shift(self, size_t i, int64_t difference) noexcept nogil:
         """Bring the tree to another weight of i."""
         cdef int k
         for k in range(self.n_levels - 1, -1, -1):
             i //= WIDTH
             rota_shift(self.level[k] + i // WIDTH * WIDTH, i % WIDTH, difference)
 
-    cdef int32_t find(self, uint64_t bits) noexcept nogil:
+    cdef inline int32_t find(self, uint64_t bits) noexcept nogil:
         """Return the index that the 64-bit draw `bits` selects, by the tree."""
         cdef int64_t r = below(bits, self.total)
         cdef Py_ssize_t node = 0, c
@@ -510,21 +515,19 @@ cdef class WeightedRandom(Picker):
         """Throw away what was drawn ahead, and the table: the weights are about to change."""
         self.stream -= <uint64_t>(self.end - self.cursor) * <uint64_t>SPLITMIX_GAMMA
         self.forget_run()
+        self.run_length = 1  # a number drawn for nothing is a way down the tree for nothing
         self.is_large = False  # `refill` fetches for the whole run
         self.is_by_table = False
         while <Py_ssize_t>1 << self.log2_columns < self.n:
             self.log2_columns += 1
-        self.n_left = 2 * self.wait()
+        self.wait = max((<Py_ssize_t>1 << self.log2_columns) >> 3, 1)
+        self.n_left = 2 * self.wait
         if self.columns != NULL:
             if self.columns.n_readers:
                 give_up(self.columns)
                 self.columns = NULL
             else:
                 self.columns.n_done = 0
-
-    cdef Py_ssize_t wait(self) noexcept nogil:
-        """Return how many draws after a change the table is begun."""
-        return max((<Py_ssize_t>1 << self.log2_columns) // 8, 1)
 
     cdef bint has_columns(self) noexcept nogil:
         """See to a table that is as wide as it must be now; False without the memory."""
@@ -541,7 +544,7 @@ cdef class WeightedRandom(Picker):
         return True
 
     cdef void refill(self) noexcept nogil:
-        cdef Py_ssize_t k, length
+        cdef Py_ssize_t k, length, left
         if self.n_live == 0:
             return
         length = min(self.run_length, N_DRAWN)
@@ -549,13 +552,16 @@ cdef class WeightedRandom(Picker):
         if self.is_by_table:
             draw(self.columns, self.ahead, length, self.stream)
         else:
-            length = min(length, self.n_left)
+            # Not past where the table is begun: a change may come before that.
+            left = self.n_left - self.wait
+            length = min(length, left if left > 0 else self.n_left)
             for k in range(length):
                 self.ahead[k] = self.find(
                     splitmix64_mix(self.stream + (k + 1) * <uint64_t>SPLITMIX_GAMMA)
                 )
             self.n_left -= length
-            self.make_ready()
+            if self.n_left < self.wait:
+                self.make_ready()
         self.stream += <uint64_t>length * <uint64_t>SPLITMIX_GAMMA
         self.cursor = self.ahead
         self.end = self.ahead + length
@@ -566,15 +572,12 @@ cdef class WeightedRandom(Picker):
 
     cdef void make_ready(self) noexcept nogil:
         """Make as much of the table as is due."""
-        cdef Py_ssize_t wait = self.wait(), n_drawn = wait - self.n_left
-        if n_drawn <= 0:
-            return
-        if not self.has_columns():
-            self.n_left = 2 * wait  # the tree does, too
-            return
-        make_columns(
-            self.columns, self.weight, self.n, STEPS * self.columns.n_columns // wait * n_drawn
-        )
+        cdef Py_ssize_t n_steps = STEPS * (<Py_ssize_t>1 << self.log2_columns)
+        if self.has_columns():
+            n_steps = n_steps // self.wait * (self.wait - self.n_left)
+            make_columns(self.columns, self.weight, self.n, n_steps)
+        else:
+            self.n_left = 2 * self.wait  # the tree does, too
 
     cdef bint is_table_next(self) noexcept nogil:
         """Whether the next pick is the table's."""
@@ -589,7 +592,7 @@ cdef class WeightedRandom(Picker):
         self.note(i, weight)
 
     cdef int write(self, int32_t* out, Py_ssize_t count) except -1:
-        """Take runs up to the table's turn, reserve the rest of the range, draw it without the GIL."""
+        """Take runs up to the table's turn; reserve the rest, and draw it without the GIL."""
         cdef Py_ssize_t k
         cdef uint64_t stream
         cdef columns_t* columns
@@ -666,8 +669,8 @@ cdef class WeightedRandom(Picker):
             raise ValueError(f"state must be a pair, got {state!r}")
         cdef uint64_t stream = as_uint64("state", state[0])
         cdef uint64_t n_left = as_uint64("state", state[1])
-        if n_left > <uint64_t>(2 * self.wait()):
-            raise ValueError(f"state must have at most {2 * self.wait()} draws, got {n_left}")
+        if n_left > <uint64_t>(2 * self.wait):
+            raise ValueError(f"state must have at most {2 * self.wait} draws, got {n_left}")
         self.forget_run()
         self.run_length = N_DRAWN
         self.is_by_table = False

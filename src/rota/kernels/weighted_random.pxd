@@ -30,6 +30,7 @@ cdef class WeightedRandom(Picker):
     cdef columns_t* columns      # NULL until there is something to lay out
     cdef bint is_by_table        # the run is the table's
     cdef Py_ssize_t n_left       # numbers still to draw from the tree, beyond the run's
+    cdef Py_ssize_t wait         # of these numbers come before the table is begun
     cdef int log2_columns        # of the table for the instances of now
     cdef int n_levels            # of the tree
     cdef int64_t* level[MOST_LEVELS]  # its nodes, WIDTH sums each; level[0] is the root
@@ -39,9 +40,8 @@ cdef class WeightedRandom(Picker):
 
     cdef void start_over(self) noexcept nogil
     cdef void sum_up(self) noexcept nogil
-    cdef void shift(self, Py_ssize_t i, int64_t difference) noexcept nogil
-    cdef int32_t find(self, uint64_t bits) noexcept nogil
-    cdef Py_ssize_t wait(self) noexcept nogil
+    cdef void shift(self, size_t i, int64_t difference) noexcept nogil
+    cdef inline int32_t find(self, uint64_t bits) noexcept nogil
     cdef bint has_columns(self) noexcept nogil
     cdef void make_ready(self) noexcept nogil
     cdef bint is_table_next(self) noexcept nogil
