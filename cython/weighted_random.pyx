@@ -21,9 +21,9 @@ A table cannot be changed in less than O(n). So a change throws it away with wha
 ahead, and picks are drawn from the *tree*, which every change keeps in step: over each 16
 weights, and over each 16 sums below, the sums of those to the left.
 
-    level[0]                 |  0 | 40 | 71 |                           the root
-    level[1]     |  0 | 12 | 31 |   ...   |  0 |  8 |
-    weight    | 5 1 6 |   ...                                           the base's own array
+    level[0]                      |   0 |  40 |  71 |                  the root
+    level[1]       |   0 |  12 |  31 |   ...   |   0 |   8 | ...       (drawn 3 wide)
+    weight      | 5 1 6 | 19 0 0 | 2 7 0 |   ...                       the base's own array
 
 The draw becomes a number r in [0, W), and where the bits do not divide evenly (Lemire) the
 stream seeded by the draw goes on; r is followed down to the first index whose cumulative
@@ -151,71 +151,68 @@ cdef columns_t* new_columns(Py_ssize_t n_columns) noexcept nogil:
     return table
 
 
-cdef inline uint32_t stacked(const columns_t* table, Py_ssize_t place) noexcept nogil:
-    return <uint32_t>table.column[place]
-
-
-cdef inline void stack(columns_t* table, Py_ssize_t place, uint64_t c) noexcept nogil:
-    table.column[place] = table.column[place] & ~LOW | c
-
-
 cdef inline int32_t alias_of(const columns_t* table, Py_ssize_t c) noexcept nogil:
     return <int32_t>(table.column[c] >> 32)
 
 
-cdef inline void set_alias(columns_t* table, Py_ssize_t c, uint64_t alias) noexcept nogil:
-    table.column[c] = table.column[c] & LOW | alias << 32
+cdef inline void set_low(uint64_t* column, uint64_t low) noexcept nogil:
+    column[0] = column[0] & ~LOW | low
+
+
+cdef inline void set_high(uint64_t* column, uint64_t high) noexcept nogil:
+    column[0] = column[0] & LOW | high << 32
 
 
 cdef void make_columns(columns_t* table, const int64_t* weight, Py_ssize_t n,
                        Py_ssize_t n_steps) noexcept nogil:
     """Go on making the exact table of n weights, until so many steps are done in all."""
-    cdef Py_ssize_t n_columns = table.n_columns, c
+    cdef Py_ssize_t n_columns = table.n_columns, small = table.small, large = table.large
+    cdef Py_ssize_t c, g, k, _k
     cdef uint64_t total = table.total, w
+    cdef uint64_t* share = table.share
+    cdef uint64_t* column = &table.column[0]
     cdef uint128 mass, width = total
-    cdef uint32_t s, g
     for c in range(table.n_done, min(n_steps, n_columns)):
         w = weight[c] if c < n else 0
         mass = <uint128>w * <uint128>n_columns
-        table.share[c] = <uint64_t>mass
-        set_alias(table, c, <uint64_t>(mass >> 64))
+        share[c] = <uint64_t>mass
+        set_high(&column[c], <uint64_t>(mass >> 64))
         if mass < width:
-            stack(table, table.small, c)
-            table.small += 1
+            set_low(&column[small], c)
+            small += 1
         else:
-            table.large -= 1
-            stack(table, table.large, c)
-        table.n_done += 1
-    for _ in range(table.n_done, min(n_steps, 2 * n_columns)):
-        if table.large == n_columns:
-            # Exact integers leave only columns that are exactly full.
-            table.small -= 1
-            c = stacked(table, table.small)
-            table.share[c] = total
-            set_alias(table, c, c)
-        elif table.small == 0:
-            c = stacked(table, table.large)
-            table.large += 1
-            table.share[c] = total
-            set_alias(table, c, c)
-        else:
-            table.small -= 1
-            s = stacked(table, table.small)
-            g = stacked(table, table.large)
-            mass = <uint128>alias_of(table, g)
-            mass = (mass << 64) + table.share[g] + table.share[s]
+            large -= 1
+            set_low(&column[large], c)
+    for _k in range(max(table.n_done, n_columns), min(n_steps, 2 * n_columns)):
+        if small > 0 and large < n_columns:
+            small -= 1
+            c = <uint32_t>column[small]
+            g = <uint32_t>column[large]
+            mass = column[g] >> 32
+            mass = (mass << 64) + share[g] + share[c]
             mass = mass - width
-            table.share[g] = <uint64_t>mass
-            set_alias(table, g, <uint64_t>(mass >> 64))
-            set_alias(table, s, g)
+            share[g] = <uint64_t>mass
+            set_high(&column[g], <uint64_t>(mass >> 64))
+            set_high(&column[c], g)
             if mass < width:
-                table.large += 1
-                stack(table, table.small, g)
-                table.small += 1
-        table.n_done += 1
-    for c in range(table.n_done - 2 * n_columns, min(n_steps, STEPS * n_columns) - 2 * n_columns):
-        table.column[c] = table.column[c] & ~LOW | threshold(table.share[c], total)
-        table.n_done += 1
+                large += 1
+                set_low(&column[small], g)
+                small += 1
+        else:
+            # Exact integers leave only columns that are exactly full.
+            if small > 0:
+                small -= 1
+                c = <uint32_t>column[small]
+            else:
+                c = <uint32_t>column[large]
+                large += 1
+            share[c] = total
+            set_high(&column[c], c)
+    for k in range(max(table.n_done, 2 * n_columns), min(n_steps, STEPS * n_columns)):
+        c = k - 2 * n_columns
+        set_low(&column[c], threshold(share[c], total))
+    table.n_done = max(table.n_done, n_steps)
+    table.small, table.large = small, large
 
 
 cdef uint32_t threshold(uint64_t share, uint64_t total) noexcept nogil:
@@ -408,8 +405,8 @@ cdef class WeightedRandom(Picker):
     Notes
     -----
     pick O(1), after a change O(log n) for a while; set_weight, add, remove O(log n), in base
-    16; build O(n); 38 to 54 bytes an instance. Any number of threads may share it.
-    The numbers are SplitMix64(seed), one for each pick.
+    16, but O(n) when an `add` doubles the arrays; build O(n); 38 to 54 bytes an instance. Any
+    number of threads may share it. The numbers are SplitMix64(seed), one for each pick.
     Walker 1977, doi:10.1145/355744.355749; Vose 1991, doi:10.1109/32.92917.
     """
 
@@ -503,12 +500,17 @@ cdef class WeightedRandom(Picker):
         self.start_over()
         self.stream = self.random
         self.random = ~self.random
+        self.make_whole()
+        self.n_left = 0
+        self.run_length = N_DRAWN
+        return 0
+
+    cdef int make_whole(self) except -1:
+        """See to a table that is ready."""
         if self.n_live:
             if not self.has_columns():
                 raise MemoryError
             make_columns(self.columns, self.weight, self.n, STEPS * self.columns.n_columns)
-        self.n_left = 0
-        self.run_length = N_DRAWN
         return 0
 
     cdef void start_over(self) noexcept nogil:
@@ -664,13 +666,14 @@ cdef class WeightedRandom(Picker):
         )
 
     cdef int restore(self, state) except -1:
-        """Go on from a state; the table, made when the picker was, waits until it is due."""
+        """Go on from a state; the table is made at once, and waits until it is due."""
         if not isinstance(state, tuple) or len(state) != 2:
             raise ValueError(f"state must be a pair, got {state!r}")
         cdef uint64_t stream = as_uint64("state", state[0])
         cdef uint64_t n_left = as_uint64("state", state[1])
         if n_left > <uint64_t>(2 * self.wait):
             raise ValueError(f"state must have at most {2 * self.wait} draws, got {n_left}")
+        self.make_whole()
         self.forget_run()
         self.run_length = N_DRAWN
         self.is_by_table = False

@@ -201,6 +201,9 @@ def test_states_are_checked(kernels):
     for state in (-1, "a", None, (), (0,), *pairs):
         with pytest.raises((ValueError, TypeError), match="state"):
             picker._restore((0, [], state))
+    picker.set_weight(0, 5)  # there is no table now, and the state asks for one
+    picker._restore((0, [], (7, 0)))
+    assert_table_is_exact(picker)
 
 
 # -- changes --------------------------------------------------------------------------------
