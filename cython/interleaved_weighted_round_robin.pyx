@@ -22,10 +22,11 @@ In this pass 4 and 1 were picked and stay, 0 was picked last and left, 2 and 3 a
 the next pass is [first, kept).
 
 `refill` moves nothing: it copies the next indices of the pass into `run`. What a pick does
-to the queues is done for the whole run when it is used up, or, as far as it was picked, at
-a change (`settle`). The last pass of a heavy few is copied as often as all of them stay.
-And a round of all that goes lightest first, as every round does after one without a
-change, ends as it began: a short one stays in `run`, and nothing is moved at all.
+to the queues is done for the whole run when it is used up, or, as far as it was picked,
+before somebody comes or is drained (`settle`). The last passes, of a heavy few, are copied
+as often as all of them stay. And a round of all that goes lightest first, as every round
+does after one without a change, ends as it began: a short one stays in `run`, and nothing
+is moved at all.
 
 Changes. Who is drained leaves a gap, and gaps are stepped over; who comes, or has weight
 again, goes to the back of `next`; a new weight is the goal of who waits in `next`, and else
