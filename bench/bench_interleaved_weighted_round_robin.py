@@ -1,7 +1,7 @@
 """Interleaved weighted round robin.
 
 Worst case (test_pick_worst): one instance is far heavier than all others, so that nearly
-every pass is one pick long and nearly every pick begins a pass.
+every pass is one pick long; runs of many passes are to make it no worse than others.
 """
 
 import pytest
@@ -25,7 +25,7 @@ def test_next(benchmark, n, who):
 
 @pytest.mark.parametrize(("n", "who"), grid(STEM, "pick_worst", largest=10_000), ids=title)
 def test_pick_worst(benchmark, n, who):
-    """1,000 picks of which nearly each begins a pass."""
+    """1,000 picks of which nearly each is a pass."""
     run(benchmark, case(STEM, "pick_worst", n, who))
 
 

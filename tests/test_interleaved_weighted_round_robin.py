@@ -328,3 +328,23 @@ def test_state_must_be_a_round_and_two_queues(kernels):
     assert picker.pick_many(4) == [0, 1, 0, 0]
     picker._restore((0, [], (0, [], [], [0, 1])))
     assert picker.pick_many(3) == [0, 1, 0]
+
+
+def test_changes_of_a_long_list(kernels, reference):
+    rng = np.random.default_rng(3)
+    n = 5000
+    weights = rng.integers(0, 4, n)
+    one = kernels.InterleavedWeightedRoundRobin(range(n), weights, start=4000)
+    other = reference.InterleavedWeightedRoundRobin(range(n), weights, start=4000)
+    for _ in range(8):
+        low = int(rng.integers(n))
+        for i in range(low, min(n, low + 1500)):  # a wide gap
+            one.set_weight(i, 0)
+            other.set_weight(i, 0)
+        for i in rng.integers(0, n, 300).tolist():
+            weight = int(rng.integers(0, 5))
+            for picker in (one, other):
+                picker.set_weight(i, weight)
+            n_picks = int(rng.integers(0, 30))
+            assert one.pick_many(n_picks) == other.pick_many(n_picks)
+        assert one.pick_many(4000) == other.pick_many(4000)
