@@ -145,7 +145,7 @@ class Picker(Generic[T]):
             return self._admit(instance, wanted)
 
     def remove(self, index: int, /) -> None:
-        """Let the instance at `index` go; the index stands for nobody until it is given out again."""
+        """Let the instance at `index` go; the index is for nobody until it is given out again."""
         with self._lock:
             self._dismiss(self._index(index))
 
@@ -159,8 +159,10 @@ class Picker(Generic[T]):
         wanted = as_instances(instances)
         weight = as_weights(weights, len(wanted)).tolist()
         with self._lock:
-            present = self._present()
-            found, leaving = match(present, [self._instances[i] for i in present], wanted)
+            version = -1
+            while version != self._version:  # comparing may run anything
+                version, present = self._version, self._present()
+                found, leaving = match(present, [self._instances[i] for i in present], wanted)
             whose = found.tolist()
             for i in leaving:
                 self._dismiss(i)
