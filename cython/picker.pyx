@@ -45,7 +45,6 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport (
     PyMem_Calloc, PyMem_Free, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc,
 )
@@ -73,7 +72,23 @@ from rota.kernels.splitmix64 cimport splitmix64_below
 cdef extern from *:
     """
     #define rota_list_items(held) (((PyListObject*)(held))->ob_item)
+
+    /* Whether an object is an int of one digit, at least 0; that is what nearly all are. */
+    static inline int rota_is_small(PyObject *object, int64_t *value)
+    {
+        if (!PyLong_CheckExact(object)) return 0;
+    #if PY_VERSION_HEX >= 0x030C0000
+        if (!PyUnstable_Long_IsCompact((PyLongObject *)object)) return 0;
+        *value = (int64_t)PyUnstable_Long_CompactValue((PyLongObject *)object);
+        return *value >= 0;
+    #else
+        if ((size_t)Py_SIZE(object) > 1) return 0;
+        *value = Py_SIZE(object) ? (int64_t)((PyLongObject *)object)->ob_digit[0] : 0;
+        return 1;
+    #endif
+    }
     """
+    bint is_small "rota_is_small"(object number, int64_t* value) noexcept
     PyObject** list_items "rota_list_items"(list held) noexcept
     void drop "Py_DECREF"(PyObject* reference) noexcept
 
@@ -130,13 +145,43 @@ cdef table_t* new_table(Py_ssize_t capacity) noexcept nogil:
 
 cdef inline int64_t as_int64(object weight) except -1:
     """Return a weight as a C integer; the checks are those of `as_weight`."""
-    cdef int overflow = 1
-    cdef int64_t value = -1
-    if PyLong_CheckExact(weight):
-        value = PyLong_AsLongLongAndOverflow(weight, &overflow)
-    if overflow or value < 0:
-        return as_weight(weight)
-    return value
+    cdef int64_t value
+    if is_small(weight, &value):
+        return value
+    return as_weight(weight)
+
+
+cdef inline Py_ssize_t present(Picker picker, object index) except -1:
+    """Return the index of an instance that has not left."""
+    cdef int64_t i
+    if not is_small(index, &i) or i >= picker.n:
+        i = as_index(index, picker.n)
+    picker.fetch(i)
+    if picker.weight[i] == 0 and not picker.is_present[i]:
+        raise ValueError(f"index must be of an instance that has not left, got {i}")
+    return i
+
+
+cdef inline int free_table(Picker picker) except -1:
+    """See to a table that can be written to, before a change of the schedule."""
+    if picker.table != NULL and picker.table.n_readers and picker.spare == NULL:
+        picker.spare = new_table(picker.table.capacity)
+        if picker.spare == NULL:
+            raise MemoryError
+    return 0
+
+
+cdef inline int give(Picker picker, Py_ssize_t i, int64_t weight) except -1:
+    """Give i that weight; nothing where it has it."""
+    cdef int64_t old = picker.weight[i]
+    if weight == old:
+        return 0
+    if weight > MOST_WEIGHT - (picker.total - old):
+        as_new_total(int(picker.total) - old + weight)
+    free_table(picker)
+    picker.prepare(i, weight)
+    picker.reweigh(i, weight)
+    return 0
 
 
 @cython.no_gc_clear  # it holds raw addresses; cycles are broken at what the list holds
@@ -218,14 +263,6 @@ cdef class Picker:
             PyMem_RawFree(self.table)
         self.table = NULL
 
-    cdef int free_table(self) except -1:
-        """See to a table that can be written to, before a change of the schedule."""
-        if self.table != NULL and self.table.n_readers and self.spare == NULL:
-            self.spare = new_table(self.table.capacity)
-            if self.spare == NULL:
-                raise MemoryError
-        return 0
-
     cdef void forget_run(self) noexcept nogil:
         """Forget the current run, and what was walked before it."""
         self.cursor = self.end = self.cycle = NULL
@@ -258,30 +295,6 @@ cdef class Picker:
         self.version += 1
 
     # -- changes ------------------------------------------------------------------------
-
-    cdef Py_ssize_t present(self, index) except -1:
-        """Return the index of an instance that has not left."""
-        cdef int overflow = 1
-        cdef Py_ssize_t i = -1
-        if PyLong_CheckExact(index):
-            i = PyLong_AsLongLongAndOverflow(index, &overflow)
-        if overflow or not 0 <= i < self.n:
-            i = as_index(index, self.n)
-        self.fetch(i)
-        if not self.is_present[i]:
-            raise ValueError(f"index must be of an instance that has not left, got {i}")
-        return i
-
-    cdef int give(self, Py_ssize_t i, int64_t weight) except -1:
-        """Give i that weight; nothing where it has it."""
-        if weight == self.weight[i]:
-            return 0
-        if weight > MOST_WEIGHT - (self.total - self.weight[i]):
-            as_new_total(int(self.total) - self.weight[i] + weight)
-        self.free_table()
-        self.prepare(i, weight)
-        self.reweigh(i, weight)
-        return 0
 
     cdef int make_room(self, Py_ssize_t coming) except -1:
         """See to room for so many more instances. Runs Python: the picker may change meanwhile."""
@@ -329,7 +342,7 @@ cdef class Picker:
         if weight > MOST_WEIGHT - self.total:
             as_new_total(int(self.total) + weight)
         i = self.vacant[self.n_vacant - 1] if self.n_vacant else self.n
-        self.free_table()
+        free_table(self)
         self.prepare(i, weight)
         if self.n_vacant:
             self.n_vacant -= 1
@@ -348,7 +361,7 @@ cdef class Picker:
     cdef PyObject* dismiss(self, Py_ssize_t i) except NULL:
         """Let the instance at i go; its reference is handed over, to be dropped last."""
         cdef PyObject* instance
-        self.free_table()
+        free_table(self)
         self.prepare(i, 0)
         if self.weight[i]:
             self.reweigh(i, 0)
@@ -540,7 +553,7 @@ cdef class Picker:
         """
         cdef int64_t wanted = as_int64(weight)
         with cython.critical_section(self):
-            self.give(self.present(index), wanted)
+            give(self, present(self, index), wanted)
 
     def add(self, instance, weight=1):
         """Take an instance in, last in the list; return its index. The next pick obeys it.
@@ -574,7 +587,7 @@ cdef class Picker:
         """
         cdef object instance
         with cython.critical_section(self):
-            instance = given(self.dismiss(self.present(index)))
+            instance = given(self.dismiss(present(self, index)))
         del instance  # only now: it may run anything
 
     def replace(self, index, instance):
@@ -590,7 +603,7 @@ cdef class Picker:
         cdef object old
         cdef Py_ssize_t i
         with cython.critical_section(self):
-            i = self.present(index)
+            i = present(self, index)
             old = given(self.items[i])
             keep(<PyObject*>instance)
             self.items[i] = <PyObject*>instance
@@ -637,11 +650,11 @@ cdef class Picker:
             # Who loses weight first: the sum is never too large on the way.
             for k in range(n):
                 if whose[k] >= 0 and view[k] < self.weight[whose[k]]:
-                    self.give(whose[k], view[k])
+                    give(self, whose[k], view[k])
             n_stay = len(leaving)
             for k in range(n):
                 if whose[k] >= 0:
-                    self.give(whose[k], view[k])
+                    give(self, whose[k], view[k])
                     put(gone, n_stay + k, self.items[whose[k]])
                     keep(<PyObject*>wanted[k])
                     self.items[whose[k]] = <PyObject*>wanted[k]

@@ -67,58 +67,31 @@ cdef extern from *:
     #else
     #define ROTA_VECTORISED
     #endif
-    #define ROTA_BLOCK 32  /* arrays are padded to a multiple of it */
-    #if defined(__x86_64__)
-    #define ROTA_LANES 4   /* wider than the machine's vectors is slower than none */
-    #else
-    #define ROTA_LANES 2
-    #endif
-    typedef int64_t rota_lanes __attribute__((vector_size(8 * ROTA_LANES), aligned(8), may_alias));
-
-    static inline int rota_any(rota_lanes mask)
+    /* Add `picks` rates to each of n fronts, n a multiple of 16; return the place of the
+       greatest, or -1 where several are; it goes to `greatest`. */
+    ROTA_VECTORISED static Py_ssize_t rota_advance(int64_t *restrict front,
+                                                   const int64_t *restrict rate, Py_ssize_t n,
+                                                   int64_t picks, int64_t *greatest)
     {
-        int64_t any = 0;
-        for (int k = 0; k < ROTA_LANES; k++) any |= mask[k];
-        return any != 0;
-    }
-
-    /* Add `picks` rates to each front; return the place of the greatest, or -1 where several
-       are; it goes to `greatest`. */
-    ROTA_VECTORISED static Py_ssize_t rota_advance(int64_t *front, const int64_t *rate,
-                                                   Py_ssize_t n, int64_t picks,
-                                                   int64_t *greatest)
-    {
-        /* Two of each, so that one step need not wait for the other. */
-        rota_lanes best = {0}, other, where = {0}, lane = {0}, count = {0};
-        best += INT64_MIN;
-        other = best;
-        for (Py_ssize_t k = 0; k < n; k += 2 * ROTA_LANES) {
-            rota_lanes one = *(const rota_lanes *)(rate + k);
-            rota_lanes two = *(const rota_lanes *)(rate + k + ROTA_LANES);
-            if (picks != 1) { one *= picks; two *= picks; }
-            one += *(const rota_lanes *)(front + k);
-            two += *(const rota_lanes *)(front + k + ROTA_LANES);
-            *(rota_lanes *)(front + k) = one;
-            *(rota_lanes *)(front + k + ROTA_LANES) = two;
-            rota_lanes one_wins = one > best, two_wins = two > other;
-            best = (one & one_wins) | (best & ~one_wins);
-            other = (two & two_wins) | (other & ~two_wins);
+        int64_t top = INT64_MIN, count = 0, place = 0;
+        n = n / 16 * 16;
+        if (picks == 1)
+            for (Py_ssize_t k = 0; k < n; k++) {
+                int64_t value = front[k] += rate[k];
+                top = value > top ? value : top;
+            }
+        else
+            for (Py_ssize_t k = 0; k < n; k++) {
+                int64_t value = front[k] += rate[k] * picks;
+                top = value > top ? value : top;
+            }
+        for (Py_ssize_t k = 0; k < n; k++) {
+            int64_t is_top = front[k] == top;
+            count += is_top;
+            place += is_top * k;
         }
-        int64_t top = INT64_MIN;
-        for (int k = 0; k < ROTA_LANES; k++) {
-            lane[k] = k;
-            top = best[k] > top ? best[k] : top;
-            top = other[k] > top ? other[k] : top;
-        }
-        for (Py_ssize_t k = 0; k < n; k += ROTA_LANES) {
-            rota_lanes is_top = *(const rota_lanes *)(front + k) == top;
-            count -= is_top;
-            where += is_top & (lane + k);
-        }
-        int64_t n_top = 0, place = 0;
-        for (int k = 0; k < ROTA_LANES; k++) { n_top += count[k]; place += where[k]; }
         *greatest = top;
-        return n_top == 1 ? place : -1;
+        return count == 1 ? place : -1;
     }
 
     /* Return for how many picks, up to `left`, nobody heavier comes level with a group of
@@ -127,17 +100,16 @@ cdef extern from *:
                                                 Py_ssize_t n, int64_t own_front,
                                                 int64_t own_rate, Py_ssize_t left)
     {
-        for (Py_ssize_t b = 0; b < n && left > 1; b += ROTA_BLOCK) {
-            rota_lanes is_level = {0};
-            for (int k = 0; k < ROTA_BLOCK; k += ROTA_LANES) {
-                rota_lanes gain = *(const rota_lanes *)(rate + b + k) - own_rate;
-                rota_lanes lead = own_front - *(const rota_lanes *)(front + b + k) + gain;
+        for (Py_ssize_t b = 0; b < n && left > 1; b += 64) {
+            Py_ssize_t end = b + 64 < n ? b + 64 : n;
+            int64_t is_level = 0;
+            for (Py_ssize_t k = b; k < end; k++) {
+                int64_t gain = rate[k] - own_rate, lead = own_front - front[k] + gain;
                 is_level |= (gain > 0) & (gain * left >= lead);
             }
-            if (rota_any(is_level))
-                for (int k = 0; k < ROTA_BLOCK; k++) {
-                    int64_t gain = rate[b + k] - own_rate;
-                    int64_t lead = own_front - front[b + k] + gain;
+            if (is_level)
+                for (Py_ssize_t k = b; k < end; k++) {
+                    int64_t gain = rate[k] - own_rate, lead = own_front - front[k] + gain;
                     if (gain > 0 && gain * left >= lead) left = lead > 0 ? (lead - 1) / gain : 0;
                 }
         }
@@ -151,7 +123,7 @@ cdef extern from *:
     int64_t NOBODY "(INT64_MIN / 2)"
 
 cdef enum:
-    BLOCK = 32
+    BLOCK = 16
     LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
     SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 

@@ -82,16 +82,13 @@ cdef class Picker:
     cdef int rotate(self, start) except -1
     cdef bint take_table(self, Py_ssize_t capacity) noexcept nogil
     cdef void give_up_table(self) noexcept nogil
-    cdef int free_table(self) except -1
     cdef void forget_run(self) noexcept nogil
     cdef void lengthen_run(self) noexcept nogil
     cdef void close_cycle(self) noexcept nogil
     cdef void note(self, Py_ssize_t i, int64_t weight) noexcept nogil
-    cdef int give(self, Py_ssize_t i, int64_t weight) except -1
     cdef int make_room(self, Py_ssize_t coming) except -1
     cdef Py_ssize_t admit(self, PyObject* instance, int64_t weight) except -1
     cdef PyObject* dismiss(self, Py_ssize_t i) except NULL
-    cdef Py_ssize_t present(self, index) except -1
 
     # What each algorithm gives; see picker.pyx.
     cdef int begin(self) except -1
