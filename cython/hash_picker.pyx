@@ -26,7 +26,7 @@ from libc.string cimport memcpy
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from threading import RLock
 from types import GenericAlias
@@ -74,6 +74,7 @@ cdef class HashPicker:
     def __cinit__(self):
         self.slots = []
         self.lock = RLock()
+        self.version = 1
 
     # -- for the structures ---------------------------------------------------------------
 
@@ -251,7 +252,7 @@ cdef class HashPicker:
         cdef walk_t walk
         self.place(key, &place)
         attempts = HashAttempts(self, key)
-        walk.version = self.version - 1  # not begun
+        walk.version = 0  # not begun
         while len(found) < count:
             instance = attempts.untried(&walk, place)
             if instance is None:
@@ -433,12 +434,17 @@ cdef class HashPicker:
     def loads(self):
         """How many are in flight at each instance, by index: int64 array, a copy."""
         cdef lock_t section
-        cdef Py_ssize_t n
-        cdef object loads_array
+        cdef int64_t[::1] view
         lock(&section, <PyObject*>self.slots)
-        loads_array, n = self.loads_array, self.n
+        n = self.n
         unlock(&section)
-        return loads_array[:n].copy()
+        loads = np.empty(n, np.int64)
+        if n:
+            view = loads
+            lock(&section, <PyObject*>self.slots)  # by now there may be more
+            memcpy(&view[0], self.load, view.shape[0] * sizeof(int64_t))
+            unlock(&section)
+        return loads
 
     def index_of(self, instance_name):
         """Return the index of the instance of this ring name, None when there is none."""
@@ -474,6 +480,17 @@ cdef class Changing:
     def __exit__(self, kind, error, trace):
         self.picker.is_changing = False
         self.picker.lock.release()
+
+
+cdef object item_of(list items, Py_ssize_t i):
+    """Return items[i], where another thread may be changing the list."""
+    cdef PyObject* item
+    cdef lock_t section
+    lock(&section, <PyObject*>items)
+    item = <PyObject*>PyList_GET_ITEM(items, i)
+    Py_INCREF(<object>item)
+    unlock(&section)
+    return handed_on(item)
 
 
 cdef bint is_of(HashPicker picker, uint64_t version) noexcept:
@@ -521,7 +538,7 @@ cdef class HashAttempts:
             return self.first(place)
         if self.is_exhausted():
             return None
-        walk.version = self.picker.version - 1  # not begun
+        walk.version = 0  # not begun
         return self.untried(&walk, place)
 
     cdef object first(self, uint64_t place):
@@ -538,7 +555,7 @@ cdef class HashAttempts:
             unlock(&section)
             if i < 0:
                 return None
-            name = picker.roster.names[i]
+            name = item_of(picker.roster.names, i)
             if is_of(picker, version):
                 self.tried.add(name)
                 return instance
@@ -569,7 +586,7 @@ cdef class HashAttempts:
             unlock(&section)
             if i < 0:
                 return None
-            name = names[i]
+            name = item_of(names, i)
             # By now the index may be somebody else's.
             if name not in self.tried and is_of(picker, walk.version):
                 self.tried.add(name)

@@ -45,7 +45,7 @@ cdef class HashPicker:
     cdef int64_t n_in_flight
     cdef object generations_array  # numpy int64
     cdef int64_t* generation   # of each index: raised when its instance leaves
-    cdef uint64_t version      # raised whenever what a walk goes through has changed
+    cdef uint64_t version      # raised whenever what a walk goes through has changed; from 1 on
     cdef uint64_t load_factor  # in 65,536ths; 0: loads make no difference
     cdef Py_ssize_t most_attempts
     cdef object lock           # held by whoever changes the picker
