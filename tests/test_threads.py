@@ -83,3 +83,143 @@ def test_attempts_of_many_threads(impl, picker_name):
             assert sorted(picker.attempts()) == list(range(1, 50))
 
     run_threads(*[body] * N_THREADS)
+
+
+# -- picks beside changes -------------------------------------------------------------------
+
+STAY = 6
+
+
+class Comings:
+    """Instances of one thread's own, which it adds, weighs and removes; who left, in order."""
+
+    def __init__(self, picker, name, n_rounds):
+        self.picker, self.name, self.n_rounds = picker, name, n_rounds
+        self.n_gone = 0
+
+    def __call__(self):
+        for k in range(self.n_rounds):
+            one = self.picker.add((self.name, 2 * k), 3)
+            other = self.picker.add((self.name, 2 * k + 1), 1 + k % 5)
+            self.picker.set_weight(one, 1 + k % 7)
+            self.picker.set_weight(other, 0)
+            self.picker.set_weight(k % STAY, 5)  # as it is: no change
+            self.picker.remove(one)
+            self.n_gone = 2 * k + 1
+            self.picker.remove(other)
+            self.n_gone = 2 * k + 2
+
+
+def test_picks_beside_changes(impl, picker_name):
+    """Nobody is picked who had left before the pick began, and in the end nothing is lost."""
+    scale = 1 if impl.name == "kernels" else 20
+    picker = getattr(impl, picker_name)([("stays", i) for i in range(STAY)], [5] * STAY, seed=1)
+    comings = [Comings(picker, k, 4000 // scale) for k in range(3)]
+    n_picks = 100_000 // scale
+    counts = [Counter() for _ in range(5)]
+    out_of_place = []
+
+    def body(k):
+        def pick():
+            attempts_of = picker.attempts
+            for step in range(n_picks):
+                gone = [coming.n_gone for coming in comings]
+                if k == 4 and step % 16 == 0:
+                    given = list(attempts_of())
+                    assert len(set(given)) >= STAY
+                else:
+                    given = [(picker.pick, picker.next, picker.__next__)[k % 3]()]
+                for name, number in given:
+                    counts[k][name] += 1
+                    if name != "stays" and number < gone[name]:
+                        out_of_place.append((name, number))
+
+        return pick
+
+    run_threads(*[body(k) for k in range(5)], *comings)
+    assert out_of_place == []
+    assert [counts[k].total() for k in range(4)] == [n_picks] * 4
+    assert len(picker) == STAY
+    assert picker.weights.sum() == 5 * STAY
+    picker.pick_many(1000)  # whatever round it is in comes to its end
+    if picker_name != "WeightedRandom":
+        assert Counter(picker.pick_many(600)) == {("stays", i): 100 for i in range(STAY)}
+    assert set(picker.pick_many(600)) == {("stays", i) for i in range(STAY)}
+
+
+def test_no_change_is_lost(impl, picker_name):
+    """Threads that change weights of their own at once: each is the last one given."""
+    scale = 1 if impl.name == "kernels" else 20
+    n_each, n_rounds = 50 if scale == 1 else 6, 20_000 // scale
+    picker = getattr(impl, picker_name)(range(N_THREADS * n_each), seed=1)
+    last = np.ones(N_THREADS * n_each, np.int64)
+
+    def changing(k):
+        def body():
+            for step in range(n_rounds):
+                i = k * n_each + step * 7 % n_each
+                last[i] = step * 31 % 1000
+                picker.set_weight(i, int(last[i]))
+                if step % 3 == 0:
+                    picker.pick()
+
+        return body
+
+    run_threads(*[changing(k) for k in range(N_THREADS)])
+    np.testing.assert_array_equal(picker.weights, last)
+    out = np.empty(int(3 * last.sum()), np.int32)
+    picker.fill(out)
+    picks = np.bincount(out, minlength=len(last))
+    assert ((picks > 0) <= (last > 0)).all()
+    if picker_name == "WeightedRoundRobin":
+        # Within H(n) < 7 picks of the share, wherever it begins; three periods.
+        assert abs(picks - 3 * last).max() < 14
+
+
+def test_fills_beside_changes(kernels, picker_name):
+    """A fill without the GIL reads a table that no change writes to, nor frees."""
+    make = getattr(kernels, picker_name)
+    picker = make(range(1000), [1 + i % 3 for i in range(1000)], seed=1)
+    done = threading.Event()
+    n_fills = 30
+
+    def filling():
+        try:
+            out = np.empty(300_000, np.int32)
+            for _ in range(n_fills):
+                out[:] = -7
+                picker.fill(out)
+                assert out.min() >= 0
+                assert out.max() <= 1000  # 1000 comes and goes
+        finally:
+            done.set()
+
+    def changing():
+        step = 0
+        while not done.is_set():
+            picker.set_weight(step % 1000, 1 + step % 4)
+            picker.remove(picker.add(step))
+            if step % 50 == 0:
+                picker.pick_many(4000)  # until there is a table again
+            step += 1
+
+    run_threads(filling, changing)
+
+
+def test_updates_are_whole(impl, picker_name):
+    """A batch of picks sees one list or the other, never some of both."""
+    picker = getattr(impl, picker_name)([("a", i) for i in range(20)], seed=1)
+    done = threading.Event()
+
+    def updating():
+        try:
+            for step in range(400 if impl.name == "kernels" else 40):
+                picker.update([("ab"[step % 2], i) for i in range(20)], range(1, 21))
+        finally:
+            done.set()
+
+    def picking():
+        while not done.is_set():
+            assert len({name for name, _ in picker.pick_many(200)}) == 1
+
+    run_threads(updating, picking, picking)

@@ -1,0 +1,94 @@
+"""Forked children, and interpreters within the interpreter."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+FORK = """
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from rota.{implementation}.{stem} import {name} as Made
+
+def picks_of_children(picker, n):
+    found = []
+    for _ in range(n):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.write(write, bytes(picker.pick_many(40)))
+            os._exit(0)
+        found.append(os.read(read, 100))
+        os.waitpid(pid, 0)
+    return found
+
+weights = [1 + i % 7 for i in range(60)]
+unseeded, seeded = Made(range(60), weights), Made(range(60), weights, seed=3)
+for picker in (unseeded, seeded):
+    picker.pick_many(17)
+    picker.remove(5)
+    picker.set_weight(6, 0)
+    picker.pick_many(10)
+children = picks_of_children(unseeded, 6)
+print(len({{*children, bytes(unseeded.pick_many(40))}}))
+print(any(5 in picks or 6 in picks for picks in children))
+children = picks_of_children(seeded, 3)
+print(len({{*children, bytes(seeded.pick_many(40))}}))
+counts = unseeded.pick_many(1000)
+print(sorted(set(range(60)) - set(counts)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_forked_children(impl, picker_name):
+    """Without a seed, children and parent go ways of their own; with one, they go the same."""
+    stem = getattr(impl, picker_name).__module__.rsplit(".", 1)[1]
+    program = FORK.format(implementation=impl.name, stem=stem, name=picker_name)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    different, any_of_the_dead, same, never = done.stdout.split("\n")[:4]
+    # Seven rotations or streams out of sixty and more: that they all coincide has a chance
+    # of less than 60**-3; two or three may.
+    assert int(different) >= 4
+    assert any_of_the_dead == "False"
+    assert same == "1"
+    assert never == "[5, 6]"
+
+
+INTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import rota
+assert rota.RoundRobin("ab".split() + ["c"]).pick() is not None
+one = interpreters.create()
+code = '''
+try:
+    import rota
+except ImportError as error:
+    print("refused:", type(error).__name__, error)
+else:
+    picker = rota.RoundRobin(["a", "b"], start=0)
+    print("works:", picker.pick_many(3), rota.IMPLEMENTATION)
+'''
+result = interpreters.run_string(one, code)
+interpreters.destroy(one)
+if result is not None:
+    print("failed:", result)
+"""
+
+
+def test_another_interpreter_works_or_refuses_clearly():
+    """The kernels (and numpy) serve one interpreter of a process; another is told so."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(INTERPRETER)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.strip()
+    assert said.startswith(("works: ['a', 'b', 'a']", "refused: ImportError")), said
