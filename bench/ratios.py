@@ -105,7 +105,13 @@ POINT_BAR = 40.0  # bytes a point
 CHANGE_BAR = 100.0  # us, an instance comes or goes, n = 10,000
 BUILD_BAR = 250.0  # ms, n = 10,000
 DIFF_BAR = 100.0  # ms, n = 100,000, equal copies
-REBALANCE_BAR = {"consist": 2.0}  # one instance changes: n = 10,000 / n = 100
+# One instance changes: n = 10,000 / n = 100.
+REBALANCE_BAR = {
+    "consist": 2.0,
+    "weight_round_robin": 2.0,
+    "interleaved_weighted_round_robin": 2.0,
+    "weight_random": 2.0,
+}
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,20 @@ def make_balancer(request):
     return request.param
 
 
-@pytest.fixture(params=["list", "consist"])
+@pytest.fixture(params=MAKERS)
 def in_place(request):
     """A balancer of pickers that are certain to be changed in place."""
     return MAKERS[request.param]()
+
+
+def test_every_picker_of_ours_is_changed_in_place(make_balancer):
+    balancer = make_balancer()
+    first = result_of(*instances_of(1, 2, 3))
+    picker = balancer.get_picker(first)
+    assert isinstance(picker, LivePicker)
+    balancer.rebalance(step(first, *instances_of(1, 5, 3, 4)))
+    assert balancer.get_picker(first) is picker
+    assert sorted(weights_of(picker).values()) == [1, 3, 4, 5]
 
 
 def instances_of(*weights):
