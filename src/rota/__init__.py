@@ -22,6 +22,7 @@ from rota.loadbalance import (
 from rota.pickers import (
     Attempts,
     ConsistentHash,
+    FairRoundRobin,
     InterleavedWeightedRoundRobin,
     Maglev,
     RoundRobin,
@@ -42,6 +43,7 @@ __all__ = [
     "Event",
     "EventBus",
     "EventQueue",
+    "FairRoundRobin",
     "Instance",
     "InterleavedWeightedRoundRobin",
     "InterleavedWeightedRoundRobinBalancer",
