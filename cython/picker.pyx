@@ -266,7 +266,7 @@ cdef class Picker:
     cdef void forget_run(self) noexcept nogil:
         """Forget the current run, and what was walked before it."""
         self.cursor = self.end = self.cycle = NULL
-        self.period = self.n_walked = 0
+        self.period = self.n_walked = self.n_laps = 0
         self.run_length = FIRST_RUN
         if self.table != NULL and self.table.n_readers:
             self.give_up_table()
@@ -286,6 +286,7 @@ cdef class Picker:
             self.n_walked += period
         self.cycle = indices
         self.period = self.n_walked
+        self.n_laps = 0
 
     cdef void note(self, Py_ssize_t i, int64_t weight) noexcept nogil:
         """Keep the weight of i, and what follows from it."""
@@ -424,6 +425,7 @@ cdef class Picker:
                 # The whole range is known: reserve it, then copy without the GIL.
                 table, cycle, period = self.table, self.cycle, self.period
                 self.cursor = cycle + (source - cycle + count) % period
+                self.n_laps += (source - cycle + count) // period
                 if count < COPY_WITH_GIL:
                     copy_cycle(out, count, cycle, period, source - cycle)
                     return 0

@@ -17,14 +17,21 @@ Who is picked has paid a turn, which as a rule puts it behind the tail, wherever
 from: so a heap empties by itself within a round after the last change, and a queue is a
 ring again that turns without any comparison.
 
+When all groups together have led for W / gcd picks, every queue has as a rule turned a whole
+number of times: the order repeats itself. A period of up to 65,536 picks is kept as it is
+walked. When at its end each group has the leader it had at its beginning, moved on by exactly
+w / gcd turns, and every pick on the way went from the head of a chain to its tail, then the
+rest of each chain has moved on by as much, and the table is a cycle.
+
 Invariants
 - the chain is sorted by (key, rank), and so is every path down the heap.
 - the leader is the less of the chain's head and the heap's top.
 - a group is open while it has members; `find` gives the group of a weight.
 
 Cost: a pick O(1), and O(log members) for who comes from a heap; joining and leaving
-O(log members) at worst; a heap doubles when it is full. Laying out is O(n log n). 32 bytes
-an instance, and 32 to 48 for its place in a heap.
+O(log members) at worst; a heap doubles when it is full. The first change in a cycle goes
+through up to half of the period, 32,768 picks at most (some 50 us), to find the state.
+Laying out is O(n log n). 32 bytes an instance, and 32 to 48 for its place in a heap.
 
 Source: ours. The gap of a removed group in the hash table is closed after D. E. Knuth, The
 Art of Computer Programming, vol. 3, 6.4, algorithm R.
@@ -35,8 +42,10 @@ from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 from cpython.mem cimport (
-    PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawRealloc, PyMem_Realloc,
+    PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc, PyMem_Realloc,
 )
+
+from rota.arguments import as_count, as_weight
 
 cimport cython
 
@@ -46,6 +55,7 @@ from rota.kernels.splitmix64 cimport int128
 cdef enum:
     IN_HEAP = -2
     LAST_RANK = 0x7FFFFFFF
+    SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
 cdef struct entry_t:
     int64_t weight
@@ -260,6 +270,7 @@ cdef class WeightGroups(Picker):
         PyMem_Free(self.groups)
         PyMem_Free(self.nodes)
         PyMem_Free(self.buckets)
+        PyMem_RawFree(self.marks)
 
     cdef int128 credit(self, Py_ssize_t i) noexcept nogil:
         """Return the credit of i, as of the last `settle`."""
@@ -403,6 +414,7 @@ cdef class WeightGroups(Picker):
         cdef int32_t i = run[0], after
         cdef Py_ssize_t k
         if nodes[i].prev == IN_HEAP:
+            self.is_turning = False
             pull(self, group, 0)
             nodes[i].key += turn
             insert(self, group, i)
@@ -413,12 +425,181 @@ cdef class WeightGroups(Picker):
             if after == i or not precedes(&nodes[i], &nodes[nodes[i].prev]):
                 group.head = after  # behind the tail: the ring turns
             else:
+                self.is_turning = False
                 for k in range(count):
                     unlink(nodes, run[k])
                 group.head = after
                 for k in range(count):
                     insert(self, group, run[k])
         self.choose(g)
+
+    # -- picks --------------------------------------------------------------------------
+
+    cdef void count(self, Py_ssize_t picks) noexcept nogil:
+        """Count the first picks of the present run."""
+        if picks:
+            self.passed(picks)
+            self.serve(self.run_group, self.run, picks, self.turn())
+        self.run = NULL
+
+    cdef void refill(self) noexcept nogil:
+        cdef int32_t* out = &self.stretch[0]
+        cdef Py_ssize_t most = min(self.run_length, LONGEST_STRETCH)
+        if self.cycle != NULL:
+            self.n_laps += 1
+            self.cursor = self.cycle
+            self.end = self.cycle + self.period
+            return
+        if self.n_groups == 0:
+            return
+        if self.run != NULL:
+            self.count(self.end - self.run)
+        if self.is_walking and not self.is_turning:
+            self.is_walking = False
+        if self.is_walking and self.n_walked == self.lap:
+            if self.is_back():
+                self.close_cycle()
+                self.cursor = self.cycle
+                self.end = self.cycle + self.period
+                return
+            self.is_walking = False
+            self.was_looked_at = False
+        if (not self.is_walking and not self.was_looked_at and self.n_strangers == 0
+                and self.run_length >= LONGEST_STRETCH):
+            self.is_walking = self.begin_walk()
+        if self.is_walking:
+            out = &self.table.indices[self.n_walked]
+            most = min(most, self.lap - self.n_walked)
+        self.run_group = self.elect()
+        if most > 1:
+            most = self.equals(self.run_group, out, most)
+            if most > 1:
+                most = self.lead_of(self.run_group, most)
+        else:
+            out[0] = self.groups[self.run_group].leader
+        self.run = self.cursor = out
+        self.end = out + most
+        if self.is_walking:
+            self.n_walked += most
+        self.lengthen_run()
+
+    # -- the period -----------------------------------------------------------------------
+
+    cdef bint begin_walk(self) noexcept nogil:
+        """Note the state, if the period from here on can be kept."""
+        cdef int64_t lap = self.total / self.common_divisor()
+        cdef Py_ssize_t length = self.run_length, capacity
+        cdef int32_t g
+        self.was_looked_at = True
+        if lap > LONGEST_TABLE:
+            return False
+        capacity = (SHORTEST_RUN + lap - 1) / lap * lap
+        if not self.take_table(capacity):
+            return False
+        self.run_length = length
+        PyMem_RawFree(self.marks)
+        self.marks = <mark_t*>PyMem_RawMalloc(self.n_ids * sizeof(mark_t))
+        if self.marks == NULL:
+            return False
+        for g in range(self.n_ids):
+            if self.groups[g].weight:
+                self.marks[g].leader = self.groups[g].leader
+                self.marks[g].key = self.nodes[self.groups[g].leader].key
+        self.lap = lap
+        self.is_turning = True
+        return True
+
+    cdef bint is_back(self) noexcept nogil:
+        """Whether the state is that of the table's beginning, moved on by one period."""
+        cdef int128 turn = self.turn()
+        cdef int128 way
+        cdef int64_t divisor = self.common_divisor()
+        cdef int32_t g, leader
+        for g in range(self.n_ids):
+            if self.groups[g].weight:
+                leader = self.groups[g].leader
+                way = self.groups[g].weight / divisor
+                if (leader != self.marks[g].leader
+                        or self.nodes[leader].key != self.marks[g].key + way * turn):
+                    return False
+        return True
+
+    cdef void replay(self, Py_ssize_t picks) noexcept nogil:
+        """Go so many picks on from the cycle's beginning, or back where negative.
+
+        Its end is the same state as its beginning. The queues only turn.
+        """
+        cdef int128 turn = self.turn()
+        cdef Py_ssize_t k
+        cdef int32_t i, g
+        for k in range(picks):
+            i = self.cycle[k]
+            self.nodes[i].key += turn
+            self.groups[self.nodes[i].group].head = self.nodes[i].next
+        for k in range(self.lap - 1, self.lap - 1 + min(picks, 0), -1):
+            i = self.cycle[k]
+            self.nodes[i].key -= turn
+            self.groups[self.nodes[i].group].head = i
+        self.passed(picks)
+        for g in range(self.n_ids):
+            if self.groups[g].weight:
+                self.choose(g)
+
+    cdef void settle(self) noexcept nogil:
+        """Count the picks handed out, and forget the run."""
+        cdef Py_ssize_t picks
+        cdef uint64_t laps
+        if self.cycle != NULL:
+            picks = self.cursor - self.cycle
+            laps = self.n_laps * <uint64_t>(self.period / self.lap) + <uint64_t>(picks / self.lap)
+            picks %= self.lap
+            if picks > self.lap - picks:
+                picks -= self.lap
+                laps += 1
+            if laps:
+                self.lapped(laps)
+            self.replay(picks)
+        elif self.run != NULL:
+            self.count(self.cursor - self.run)
+        self.run = NULL
+        self.is_walking = self.was_looked_at = False
+        self.forget_run()
+        self.run_length = 1
+
+    cdef list picked(self):
+        """Return how often each index was picked since the state was last counted, by index.
+
+        Whole periods of a cycle are not in it.
+        """
+        cdef Py_ssize_t k, picks = 0
+        cdef const int32_t* run = self.run
+        cdef list counts = [0] * self.n
+        if self.cycle != NULL:
+            run = self.cycle
+            picks = (self.cursor - self.cycle) % self.lap
+        elif run != NULL:
+            picks = self.cursor - run
+        for k in range(picks):
+            counts[run[k]] += 1
+        return counts
+
+    cdef list order(self):
+        """Return the indices in the order of the list."""
+        cdef Py_ssize_t i
+        present = [i for i in range(self.n) if self.is_present[i]]
+        present.sort(key=[self.nodes[i].rank for i in range(self.n)].__getitem__)
+        return present
+
+    cdef int take_order(self, list indices) except -1:
+        """Go over to the order that another picker's `order` gave."""
+        cdef Py_ssize_t k, count = len(indices)
+        if (count != self.n - self.n_vacant or len(set(indices)) != count
+                or not all([self.is_present[<Py_ssize_t>i] for i in indices])):
+            raise ValueError(f"state must be an order of the instances, got {indices!r}")
+        for k in range(count):
+            self.nodes[<Py_ssize_t>indices[k]].rank = k
+        self.next_rank = count
+        return 0
 
     # -- changes ------------------------------------------------------------------------
 
@@ -530,6 +711,8 @@ cdef class WeightGroups(Picker):
             for k in range(count):
                 n_groups += k == 0 or entries[k].weight != entries[k - 1].weight
             self.forget_run()
+            self.run = NULL
+            self.is_walking = False
             self.n_groups = self.n_ids = self.n_strangers = 0
             self.free_id = -1
             self.divisor = 0
@@ -579,6 +762,82 @@ cdef class WeightGroups(Picker):
         """Return credit + key of any member of a group; of an empty one, what it should be."""
         return 0
 
-    cdef void settle(self) noexcept nogil:
-        """Count the picks handed out, and forget the run."""
-        self.forget_run()
+    cdef int128 turn(self) noexcept nogil:
+        """Return what a pick costs who is picked."""
+        return 0
+
+    cdef int32_t elect(self) noexcept nogil:
+        """Return the group that comes next; there is one."""
+        cdef int32_t g = 0
+        while self.groups[g].weight == 0:
+            g += 1
+        return g
+
+    cdef Py_ssize_t lead_of(self, int32_t g, Py_ssize_t most) noexcept nogil:
+        """Return for how many picks, up to `most`, no other group overtakes g, which is next."""
+        return 1
+
+    cdef void passed(self, Py_ssize_t picks) noexcept nogil:
+        """Let lines grow by so many picks, or fall back where negative."""
+
+    cdef void lapped(self, uint64_t laps) noexcept nogil:
+        """So many periods of a cycle have passed, that no key has been told of."""
+
+
+@cython.final
+cdef class Queues(WeightGroups):
+    """Queues(n)
+
+    The queues alone, of n members 0 .. n - 1 that have no weight at first. For tests.
+
+    Keys are integers below 2**100; between equal ones the lower member comes first.
+    """
+
+    def __cinit__(self, n):
+        self.hold(range(as_count(n)), [0] * n, 0)
+        self.resize(self.capacity)
+        self.begin()
+
+    cdef void refill(self) noexcept nogil:
+        """There is no order between the queues: nothing to pick."""
+
+    cdef int check(self, Py_ssize_t i, bint is_member) except -1:
+        if not 0 <= i < self.n or (self.nodes[i].group >= 0) != is_member:
+            raise ValueError(f"i must be {'in' if is_member else 'out of'} the queues, got {i}")
+        return 0
+
+    def enter(self, i, weight, key):
+        """Put i, which is in no queue, into that of its weight."""
+        cdef int64_t wanted = as_weight(weight)
+        cdef int128 credit = as_int128(-key)
+        with cython.critical_section(self):
+            self.check(i, False)
+            self.prepare(i, wanted)
+            self.join( i, wanted, credit)
+
+    def withdraw(self, i):
+        """Take i out of its queue; return its key."""
+        with cython.critical_section(self):
+            self.check(i, True)
+            return -from_int128(self.leave(i))
+
+    def leader(self, weight):
+        """Return who comes first of a weight, None where nobody has it."""
+        with cython.critical_section(self):
+            g = find(self, as_weight(weight))
+            return None if g < 0 else self.groups[g].leader
+
+    def pick_of(self, weight, most):
+        """Pick who comes first of a weight, and of those that follow with the same key.
+
+        Return them, at most `most` and at least one; each has a key one higher then.
+        """
+        cdef int32_t run[LONGEST_STRETCH]
+        cdef Py_ssize_t count = min(as_count(most), LONGEST_STRETCH)
+        with cython.critical_section(self):
+            g = find(self, as_weight(weight))
+            if g < 0 or count == 0:
+                return []
+            count = self.equals(g, run, count)
+            self.serve( g, run, count, 1)
+            return [run[k] for k in range(count)]

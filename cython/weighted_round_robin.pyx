@@ -46,9 +46,8 @@ doi:10.1145/1978782.1978792.
 """
 
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy
 
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 
 from rota.arguments import as_index
 
@@ -56,7 +55,9 @@ cimport cython
 
 from rota.kernels.picker cimport take
 from rota.kernels.splitmix64 cimport int128
-from rota.kernels.weight_groups cimport LONGEST_STRETCH, WeightGroups
+from rota.kernels.weight_groups cimport (
+    LONGEST_STRETCH, WeightGroups, as_int128, from_int128, group_t,
+)
 
 cdef extern from *:
     """
@@ -124,8 +125,6 @@ cdef extern from *:
 
 cdef enum:
     BLOCK = 16
-    LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
-    SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
 cdef int64_t NARROW_TOTAL = <int64_t>1 << 50
 cdef int64_t NARROW_CREDIT = <int64_t>1 << 56
@@ -133,19 +132,6 @@ cdef int64_t NARROW_CREDIT = <int64_t>1 << 56
 
 cdef Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return (n + BLOCK - 1) // BLOCK * BLOCK
-
-
-cdef object from_int128(int128 value):
-    cdef int64_t high = <int64_t>(value >> 62)
-    cdef int64_t low = <int64_t>(value & <int128>0x3FFFFFFFFFFFFFFF)
-    return (<object>high << 62) + low
-
-
-cdef int128 as_int128(object value) except? -1:
-    cdef int128 wide = <int64_t>(value >> 62)
-    cdef int128 low = <int64_t>(value & 0x3FFFFFFFFFFFFFFF)
-    wide = wide << 62
-    return wide + low
 
 
 @cython.final
@@ -188,8 +174,6 @@ cdef class WeightedRoundRobin(WeightGroups):
         PyMem_Free(self.front)
         PyMem_Free(self.rate)
         PyMem_Free(self.at)
-        PyMem_RawFree(self.mark)
-        PyMem_RawFree(self.mark_leader)
 
     def pick(self):
         """Return the next instance, or None when nothing has weight. O(1)."""
@@ -232,8 +216,6 @@ cdef class WeightedRoundRobin(WeightGroups):
         cdef Py_ssize_t place
         for place in range(padded(self.group_capacity)):
             self.vacate(place)
-        self.run = NULL
-        self.is_walking = False
         self.pending = 0
 
     cdef int128 front_of(self, int32_t g) noexcept nogil:
@@ -342,127 +324,11 @@ cdef class WeightedRoundRobin(WeightGroups):
                     return 1
         return <Py_ssize_t>left
 
-    cdef void count(self, Py_ssize_t picks) noexcept nogil:
-        """Count the first picks of the present run."""
-        if picks:
-            self.pending += picks
-            self.serve(self.run_group, self.run, picks, self.total)
-        self.run = NULL
+    cdef int128 turn(self) noexcept nogil:
+        return self.total
 
-    cdef void refill(self) noexcept nogil:
-        cdef int32_t* out = &self.stretch[0]
-        cdef Py_ssize_t most = min(self.run_length, LONGEST_STRETCH)
-        if self.cycle != NULL:
-            self.cursor = self.cycle
-            self.end = self.cycle + self.period
-            return
-        if self.n_groups == 0:
-            return
-        if self.run != NULL:
-            self.count(self.end - self.run)
-        if self.is_walking and self.n_strangers:
-            self.is_walking = False
-        if self.is_walking and self.n_walked == self.lap:
-            self.grow()
-            if self.is_back():
-                self.close_cycle()
-                self.refill()
-                return
-            self.is_walking = False
-            self.was_looked_at = False
-        if (not self.is_walking and not self.was_looked_at and self.n_strangers == 0
-                and self.run_length >= LONGEST_STRETCH):
-            self.is_walking = self.begin_walk()
-        if self.is_walking:
-            out = &self.table.indices[self.n_walked]
-            most = min(most, self.lap - self.n_walked)
-        self.run_group = self.elect()
-        if most > 1:
-            most = self.equals(self.run_group, out, most)
-            if most > 1:
-                most = self.lead_of(self.run_group, most)
-        else:
-            out[0] = self.groups[self.run_group].leader
-        self.run = self.cursor = out
-        self.end = out + most
-        if self.is_walking:
-            self.n_walked += most
-        self.lengthen_run()
-
-    # -- the period -----------------------------------------------------------------------
-
-    cdef bint begin_walk(self) noexcept nogil:
-        """Note the state, if the period from here on can be kept."""
-        cdef int64_t lap = self.total / self.common_divisor()
-        cdef Py_ssize_t length = self.run_length, capacity
-        cdef size_t width = sizeof(int64_t) if self.is_narrow else sizeof(int128)
-        cdef int32_t k
-        self.was_looked_at = True
-        if lap > LONGEST_TABLE:
-            return False
-        capacity = (SHORTEST_RUN + lap - 1) / lap * lap
-        if not self.take_table(capacity):
-            return False
-        self.run_length = length
-        PyMem_RawFree(self.mark)
-        PyMem_RawFree(self.mark_leader)
-        self.mark = PyMem_RawMalloc(self.n_groups * width)
-        self.mark_leader = <int32_t*>PyMem_RawMalloc(self.n_groups * sizeof(int32_t))
-        if self.mark == NULL or self.mark_leader == NULL:
-            return False
-        self.grow()
-        memcpy(self.mark, self.front, self.n_groups * width)
-        for k in range(self.n_groups):
-            self.mark_leader[k] = self.groups[self.at[k]].leader
-        self.lap = lap
-        return True
-
-    cdef bint is_back(self) noexcept nogil:
-        """Whether the state is that of the table's beginning."""
-        cdef int32_t k
-        for k in range(self.n_groups):
-            if self.mark_leader[k] != self.groups[self.at[k]].leader:
-                return False
-            if self.is_narrow:
-                if (<int64_t*>self.mark)[k] != (<int64_t*>self.front)[k]:
-                    return False
-            elif (<int128*>self.mark)[k] != (<int128*>self.front)[k]:
-                return False
-        return True
-
-    cdef void replay(self, Py_ssize_t picks) noexcept nogil:
-        """Go from the cycle's beginning to where it has given so many picks.
-
-        Forwards, or backwards from its end, which is the same state. The queues only turn.
-        """
-        cdef int128 turn = self.total
-        cdef Py_ssize_t k
-        cdef int32_t i
-        if picks <= self.lap - picks:
-            for k in range(picks):
-                i = self.cycle[k]
-                self.nodes[i].key += turn
-                self.groups[self.nodes[i].group].head = self.nodes[i].next
-        else:
-            for k in range(self.lap - 1, picks - 1, -1):
-                i = self.cycle[k]
-                self.nodes[i].key -= turn
-                self.groups[self.nodes[i].group].head = i
-            picks -= self.lap
+    cdef void passed(self, Py_ssize_t picks) noexcept nogil:
         self.pending += picks
-        for k in range(self.n_groups):
-            self.choose(self.at[k])
-
-    cdef void settle(self) noexcept nogil:
-        if self.cycle != NULL:
-            # The last run of the walk may still be under way.
-            self.replay((self.cursor - self.cycle) % self.lap)
-        elif self.run != NULL:
-            self.count(self.cursor - self.run)
-        self.run = NULL
-        self.is_walking = self.was_looked_at = False
-        self.forget_run()
-        self.run_length = 1
 
     # -- changes ------------------------------------------------------------------------
 
@@ -509,53 +375,29 @@ cdef class WeightedRoundRobin(WeightGroups):
             return self.credits()
 
     cdef list credits(self):
-        cdef Py_ssize_t i, picks = 0
-        cdef const int32_t* run = self.run
-        cdef list values = [from_int128(self.credit(i)) for i in range(self.n)]
-        cdef list counts
-        if self.cycle != NULL:
-            run = self.cycle
-            picks = (self.cursor - self.cycle) % self.lap if self.cursor != NULL else 0
-        elif run != NULL:
-            picks = self.cursor - run
-        if picks == 0:
-            return values
-        counts = [0] * self.n
-        for i in range(picks):
-            counts[run[i]] += 1
-        total = self.total
+        cdef Py_ssize_t i
+        cdef list counts = self.picked()
+        picks, total = sum(counts), self.total
         return [
-            value + picks * weight - total * n_picked
-            for value, weight, n_picked in zip(
-                values, [self.weight[i] for i in range(self.n)], counts
-            )
+            from_int128(self.credit(i)) + picks * self.weight[i] - total * counts[i]
+            for i in range(self.n)
         ]
 
     cdef object state(self):
         """Return (current weights by index, the indices in the order of the list)."""
-        cdef Py_ssize_t i
-        present = [i for i in range(self.n) if self.is_present[i]]
-        present.sort(key=[self.nodes[i].rank for i in range(self.n)].__getitem__)
-        return self.credits(), present
+        return self.credits(), self.order()
 
     cdef int restore(self, state) except -1:
-        cdef Py_ssize_t i, k, count
-        cdef int32_t[::1] order
-        cdef list values
+        cdef Py_ssize_t i
+        cdef list values, indices
         values, indices = list(state[0]), [as_index(i, self.n) for i in state[1]]
-        count = len(indices)
-        if (count != self.n - self.n_vacant or len(set(indices)) != count
-                or not all([self.is_present[<Py_ssize_t>i] for i in indices])):
-            raise ValueError(f"state must be an order of the instances, got {indices!r}")
         if (len(values) != self.n or not all([isinstance(value, int) for value in values])
                 or any([abs(value) >> 80 for value in values])):
             raise ValueError(f"state must be a list of {self.n} current weights, got {values!r}")
         if self.is_narrow and any([abs(value) >= NARROW_CREDIT for value in values]):
             self.widen()
         self.settle()
-        for k in range(count):
-            self.nodes[<Py_ssize_t>indices[k]].rank = k
-        self.next_rank = count
+        self.take_order(indices)
         for i in range(self.n):
             self.nodes[i].key = as_int128(values[i])
         self.lay_out()

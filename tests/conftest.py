@@ -13,11 +13,12 @@ VECTORS = Path(__file__).parent / "vectors"
 PICKERS = {
     "round_robin": "RoundRobin",
     "weighted_round_robin": "WeightedRoundRobin",
+    "fair_round_robin": "FairRoundRobin",
     "interleaved_weighted_round_robin": "InterleavedWeightedRoundRobin",
     "weighted_random": "WeightedRandom",
 }
 
-OTHER_STEMS = ("hash_picker", "md5", "murmur3", "picker", "splitmix64")
+OTHER_STEMS = ("hash_picker", "md5", "murmur3", "picker", "splitmix64", "weight_groups")
 
 HASH_PICKERS = {"ketama": "ConsistentHash", "maglev": "Maglev"}
 
@@ -29,11 +30,7 @@ def load_implementation(name: str) -> SimpleNamespace:
         for stem in (
             *PICKERS,
             *HASH_PICKERS,
-            "picker",
-            "hash_picker",
-            "md5",
-            "murmur3",
-            "splitmix64",
+            *OTHER_STEMS,
         )
     }
     pickers = {

@@ -24,6 +24,7 @@ from rota.loadbalance import (
 from rota.pickers import (
     Attempts,
     ConsistentHash,
+    FairRoundRobin,
     InterleavedWeightedRoundRobin,
     Maglev,
     RoundRobin,
@@ -44,6 +45,7 @@ __all__ = [
     "Event",
     "EventBus",
     "EventQueue",
+    "FairRoundRobin",
     "Instance",
     "InterleavedWeightedRoundRobin",
     "InterleavedWeightedRoundRobinBalancer",

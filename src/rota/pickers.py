@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rota.kernels import load
 
 if TYPE_CHECKING:
+    from rota.kernels.fair_round_robin import FairRoundRobin
     from rota.kernels.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
     from rota.kernels.ketama import ConsistentHash
     from rota.kernels.maglev import Maglev
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 else:
     Attempts = load("picker").Attempts
     ConsistentHash = load("ketama").ConsistentHash
+    FairRoundRobin = load("fair_round_robin").FairRoundRobin
     InterleavedWeightedRoundRobin = load(
         "interleaved_weighted_round_robin"
     ).InterleavedWeightedRoundRobin
@@ -28,6 +30,7 @@ else:
 __all__ = [
     "Attempts",
     "ConsistentHash",
+    "FairRoundRobin",
     "InterleavedWeightedRoundRobin",
     "Maglev",
     "RoundRobin",

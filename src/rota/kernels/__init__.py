@@ -13,6 +13,7 @@ from importlib import import_module
 from types import ModuleType
 
 STEMS = (
+    "fair_round_robin",
     "hash_picker",
     "interleaved_weighted_round_robin",
     "ketama",
@@ -22,6 +23,7 @@ STEMS = (
     "picker",
     "round_robin",
     "splitmix64",
+    "weight_groups",
     "weighted_random",
     "weighted_round_robin",
 )

@@ -56,6 +56,7 @@ cdef class Picker:
     cdef const int32_t* end      # one past its last
     cdef const int32_t* cycle    # a schedule that repeats for ever (in `table`), or NULL
     cdef Py_ssize_t period       # its length
+    cdef uint64_t n_laps         # how often it was gone through (for those who count it)
     cdef table_t* table
     cdef table_t* spare          # for a change while `table` has readers
     cdef Py_ssize_t n_walked     # of the table

@@ -5,6 +5,7 @@ code and, where there is one, another method. Each module is the twin of the ker
 same name.
 """
 
+from rota.reference.fair_round_robin import FairRoundRobin
 from rota.reference.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
 from rota.reference.ketama import ConsistentHash
 from rota.reference.maglev import Maglev
@@ -14,6 +15,7 @@ from rota.reference.weighted_round_robin import WeightedRoundRobin
 
 __all__ = [
     "ConsistentHash",
+    "FairRoundRobin",
     "InterleavedWeightedRoundRobin",
     "Maglev",
     "RoundRobin",
