@@ -617,7 +617,7 @@ cdef class WeightGroups(Picker):
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
         if self.next_rank == LAST_RANK:
             self.renumber()
-        if weight and find(self, weight) < 0:
+        if self.n_groups == self.group_capacity:
             self.reserve_groups(self.n_groups + 1)
         return 0
 
