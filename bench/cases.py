@@ -23,7 +23,8 @@ which appear where they are installed.
 
 All run on the same instances and weights. Compiled pickers have walked whole periods
 before a case begins, so that tables are filled and first cycles are over; a cycle has
-gone round once. Twins, and a weighted round robin too long for a table, start as they are.
+gone round once. Twins, and a weighted round robin (fair or smooth) too long for a table,
+start as they are.
 Rings pick for keys that change with every pick.
 """
 
@@ -70,6 +71,7 @@ from rota.reference.splitmix64 import SplitMix64 as SplitMix64Twin
 CLASSES = {
     "round_robin": "RoundRobin",
     "weighted_round_robin": "WeightedRoundRobin",
+    "fair_round_robin": "FairRoundRobin",
     "interleaved_weighted_round_robin": "InterleavedWeightedRoundRobin",
     "weighted_random": "WeightedRandom",
 }
@@ -78,10 +80,12 @@ PICKS = 1_000  # of one pick_many, and of one timing under pytest-benchmark
 ELEMENTS = 10_000  # of one fill, unless a case says otherwise
 LARGEST_TWIN = {  # instances of the largest twin that ends in reasonable time
     "weighted_round_robin": 1_000,  # O(n) a pick
+    "fair_round_robin": 1_000,
     "weighted_random": 10_000,  # seconds to build
 }
 LONGEST_SCHEDULE = 10_000  # instances of the largest schedule (50 n picks) that is cycled
-LONGEST_TABLE = 65_536  # picks of the longest period that weighted round robin keeps
+LONGEST_TABLE = 65_536  # picks of the longest period that is kept
+TABLED = ("weighted_round_robin", "fair_round_robin")  # whose period that is
 SHORTEST_RUN = 64  # a shorter period is kept several times over
 
 STATEMENTS = {
@@ -202,10 +206,10 @@ def weights(n: int) -> list[int]:
 def worst_weights(stem: str, n: int) -> list[int]:
     """Return the weights that cost a pick most.
 
-    Weighted round robin: all differ and the period is too long for a table, so every pick
-    compares n groups. Interleaved: one instance is so heavy that a pass is one pick.
+    Weighted round robin, fair or smooth: all differ and the period is too long for a table,
+    so every pick goes by n groups. Interleaved: one instance is so heavy that a pass is one pick.
     """
-    if stem == "weighted_round_robin":
+    if stem in TABLED:
         return list(range(LONGEST_TABLE, LONGEST_TABLE + n))
     return [1] * (n - 1) + [1_000_000]
 
@@ -216,9 +220,9 @@ def period(stem: str, given: Sequence[int]) -> int:
 
 
 def table_bytes(stem: str, given: Sequence[int]) -> int:
-    """Return the bytes of weighted round robin's period table, at most 256 KiB; 0 elsewhere."""
+    """Return the bytes of a weighted round robin's period table, at most 256 KiB; 0 elsewhere."""
     turns = period(stem, given)
-    if stem != "weighted_round_robin" or turns > LONGEST_TABLE:
+    if stem not in TABLED or turns > LONGEST_TABLE:
         return 0
     return -(-SHORTEST_RUN // turns) * turns * 4
 
@@ -248,7 +252,7 @@ def walk(stem: str, who: str, made: Any, given: Sequence[int]) -> None:
     picks = period(stem, given)
     if who == "itertools.cycle":
         deque(itertools.islice(made, picks + 1), 0)  # one more: now it lets go of its source
-    elif who == "kernel" and (stem != "weighted_round_robin" or table_bytes(stem, given)):
+    elif who == "kernel" and (stem not in TABLED or table_bytes(stem, given)):
         out = np.empty(min(picks, 1_000_000), np.int32)
         for _ in range(-(-picks // len(out))):
             made.fill(out)

@@ -36,6 +36,7 @@ from cases import (
     RING_SIZES,
     RINGS,
     SIZES,
+    TABLED,
     Case,
     balanced,
     bytes_per_instance,
@@ -74,6 +75,7 @@ FEW = "n = 100"  # what a change that a balancer makes is compared to
 PICK_BAR = {
     "round_robin": 1.5,
     "weighted_round_robin": 1.5,
+    "fair_round_robin": 1.5,
     "interleaved_weighted_round_robin": 1.8,
     "weighted_random": 1.5,
 }
@@ -86,6 +88,7 @@ TWIN_BAR = {
     "round_robin": (5.0, SMALL),
     "interleaved_weighted_round_robin": (8.0, SMALL),
     "weighted_round_robin": (40.0, (100,)),
+    "fair_round_robin": (40.0, (100,)),
     "weighted_random": (15.0, SMALL),
 }
 CHOICES_BAR = 60.0  # n = 100
@@ -465,7 +468,7 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     for n in sizes:
         yield pick_group(stem, n)
     yield ways_group(stem, 100)
-    if stem in ("weighted_round_robin", "interleaved_weighted_round_robin"):
+    if stem in (*TABLED, "interleaved_weighted_round_robin"):
         for n in (100, 1_000, 10_000):
             yield worst_group(stem, n)
     for n in (100, 10_000) if stem == "weighted_random" else SMALL:
@@ -575,7 +578,7 @@ def main() -> None:
         f"{LONGEST_GROUP:g} s a group (rings: {LONGEST_RING_GROUP:g} s), {SECONDS * 1e3:g} ms a "
         "timing. Warmed up: whole periods walked, tables filled, a fifth of each timing run before "
         "it. Memory by tracemalloc, from a list, after a period; less the period table (at most "
-        "256 KiB) of weighted round robin, where it has one."
+        "256 KiB) of a weighted round robin, where it has one."
     )
     console = Console()
     console.width = max(console.width, 160)

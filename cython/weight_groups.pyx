@@ -54,7 +54,7 @@ from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
     IN_HEAP = -2
-    LAST_RANK = 0x7FFFFFFF
+    AHEAD_IN_CHAIN = 24   # fetched that much before its turn
     SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
 cdef struct entry_t:
@@ -78,9 +78,11 @@ cdef int in_order(const void* one, const void* other) noexcept nogil:
 # -- order ------------------------------------------------------------------------------
 
 
-cdef inline bint precedes(const node_t* one, const node_t* other) noexcept nogil:
+cdef inline bint precedes(WeightGroups self, int32_t i, int32_t j) noexcept nogil:
     """Whether one is before the other in the queue of their group."""
-    return one.key < other.key or (one.key == other.key and one.rank < other.rank)
+    cdef const node_t* one = &self.nodes[i]
+    cdef const node_t* other = &self.nodes[j]
+    return one.key < other.key or (one.key == other.key and self.rank[i] < self.rank[j])
 
 
 # -- the chain --------------------------------------------------------------------------
@@ -89,10 +91,11 @@ cdef inline bint precedes(const node_t* one, const node_t* other) noexcept nogil
 cdef inline void link(node_t* nodes, int32_t i, int32_t before) noexcept nogil:
     """Put i into a ring, before a member of it; -1: i is the ring."""
     if before < 0:
-        nodes[i].next = nodes[i].prev = i
+        nodes[i].next = nodes[i].prev = nodes[i].ahead = i
         return
     nodes[i].next = before
     nodes[i].prev = nodes[before].prev
+    nodes[i].ahead = nodes[nodes[i].prev].ahead
     nodes[nodes[i].prev].next = i
     nodes[before].prev = i
 
@@ -109,19 +112,19 @@ cdef void insert(WeightGroups self, group_t* group, int32_t i) noexcept nogil:
     if head < 0:
         link(nodes, i, -1)
         group.head = i
-    elif not precedes(&nodes[i], &nodes[nodes[head].prev]):
+    elif not precedes(self, i, nodes[head].prev):
         link(nodes, i, head)
-    elif precedes(&nodes[i], &nodes[head]):
+    elif precedes(self, i, head):
         link(nodes, i, head)
         group.head = i
     elif has_room(group):
         nodes[i].prev = IN_HEAP
         group.n_heap += 1
         self.n_strangers += 1
-        rise(nodes, group.heap, group.n_heap - 1, nodes[i].key, nodes[i].rank, i)
+        rise(nodes, group.heap, group.n_heap - 1, nodes[i].key, self.rank[i], i)
     else:
         # No memory: find the place one by one.
-        while precedes(&nodes[head], &nodes[i]):
+        while precedes(self, head, i):
             head = nodes[head].next
         link(nodes, i, head)
 
@@ -269,6 +272,7 @@ cdef class WeightGroups(Picker):
             PyMem_RawFree(self.groups[g].heap)
         PyMem_Free(self.groups)
         PyMem_Free(self.nodes)
+        PyMem_Free(self.rank)
         PyMem_Free(self.buckets)
         PyMem_RawFree(self.marks)
 
@@ -285,7 +289,7 @@ cdef class WeightGroups(Picker):
         group.leader = group.head
         if group.n_heap and (
             group.head < 0
-            or is_less(group.heap, self.nodes[group.head].key, self.nodes[group.head].rank)
+            or is_less(group.heap, self.nodes[group.head].key, self.rank[group.head])
         ):
             group.leader = group.heap[0].index
         prefetch(&self.items[group.leader], 0)
@@ -355,7 +359,7 @@ cdef class WeightGroups(Picker):
         node.key = self.line(g) - credit
         group.n_members += 1
         insert(self, group, i)
-        if group.leader < 0 or precedes(node, &self.nodes[group.leader]):
+        if group.leader < 0 or precedes(self, i, group.leader):
             group.leader = i
             prefetch(&self.items[i], 0)
             self.lead(g)
@@ -399,6 +403,7 @@ cdef class WeightGroups(Picker):
             return 1
         while k < most:
             i = self.nodes[i].next
+            prefetch(&self.nodes[self.nodes[i].ahead], 1)
             if i == group.head or self.nodes[i].key != key:
                 break
             out[k] = i
@@ -422,7 +427,7 @@ cdef class WeightGroups(Picker):
             for k in range(count):
                 nodes[run[k]].key += turn
             after = nodes[run[count - 1]].next
-            if after == i or not precedes(&nodes[i], &nodes[nodes[i].prev]):
+            if after == i or not precedes(self, i, nodes[i].prev):
                 group.head = after  # behind the tail: the ring turns
             else:
                 self.is_turning = False
@@ -587,7 +592,7 @@ cdef class WeightGroups(Picker):
         """Return the indices in the order of the list."""
         cdef Py_ssize_t i
         present = [i for i in range(self.n) if self.is_present[i]]
-        present.sort(key=[self.nodes[i].rank for i in range(self.n)].__getitem__)
+        present.sort(key=[self.rank[i] for i in range(self.n)].__getitem__)
         return present
 
     cdef int take_order(self, list indices) except -1:
@@ -597,7 +602,7 @@ cdef class WeightGroups(Picker):
                 or not all([self.is_present[<Py_ssize_t>i] for i in indices])):
             raise ValueError(f"state must be an order of the instances, got {indices!r}")
         for k in range(count):
-            self.nodes[<Py_ssize_t>indices[k]].rank = k
+            self.rank[<Py_ssize_t>indices[k]] = k
         self.next_rank = count
         return 0
 
@@ -608,6 +613,10 @@ cdef class WeightGroups(Picker):
         if moved == NULL:
             raise MemoryError
         self.nodes = <node_t*>moved
+        moved = PyMem_Realloc(self.rank, max(capacity, 1) * sizeof(int32_t))
+        if moved == NULL:
+            raise MemoryError
+        self.rank = <int32_t*>moved
         return 0
 
     cdef void fetch(self, Py_ssize_t i) noexcept nogil:
@@ -624,7 +633,7 @@ cdef class WeightGroups(Picker):
     cdef void appear(self, Py_ssize_t i) noexcept nogil:
         self.nodes[i].group = -1
         self.nodes[i].key = 0
-        self.nodes[i].rank = self.next_rank
+        self.rank[i] = self.next_rank
         self.next_rank += 1
 
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
@@ -642,8 +651,8 @@ cdef class WeightGroups(Picker):
         """Take the order of the list, which only matters between equals."""
         cdef Py_ssize_t k, first = self.start % count
         for k in range(1, count):
-            if (self.nodes[order[(first + k) % count]].rank
-                    < self.nodes[order[(first + k - 1) % count]].rank):
+            if (self.rank[order[(first + k) % count]]
+                    < self.rank[order[(first + k - 1) % count]]):
                 break
         else:
             return 0
@@ -652,7 +661,7 @@ cdef class WeightGroups(Picker):
             self.nodes[order[k]].key = self.credit(order[k])
         # Only now: a credit is reckoned from its group.
         for k in range(count):
-            self.nodes[order[(first + k) % count]].rank = k
+            self.rank[order[(first + k) % count]] = k
         self.next_rank = count
         return self.lay_out()
 
@@ -666,12 +675,12 @@ cdef class WeightGroups(Picker):
             if self.is_present[i]:
                 entries[count].weight = 0
                 entries[count].credit = 0
-                entries[count].rank = self.nodes[i].rank
+                entries[count].rank = self.rank[i]
                 entries[count].index = i
                 count += 1
         qsort(entries, count, sizeof(entry_t), in_order)
         for k in range(count):
-            self.nodes[entries[k].index].rank = k
+            self.rank[entries[k].index] = k
         self.next_rank = count
         PyMem_Free(entries)
         return 0
@@ -682,10 +691,10 @@ cdef class WeightGroups(Picker):
         for i in range(self.n):
             self.nodes[i].key = 0
         for i in range(self.start, self.n):
-            self.nodes[i].rank = rank
+            self.rank[i] = rank
             rank += self.is_present[i]
         for i in range(self.start):
-            self.nodes[i].rank = rank
+            self.rank[i] = rank
             rank += self.is_present[i]
         self.next_rank = rank
         return self.lay_out()
@@ -704,7 +713,7 @@ cdef class WeightGroups(Picker):
                 if self.weight[i]:
                     entries[count].weight = self.weight[i]
                     entries[count].credit = self.nodes[i].key
-                    entries[count].rank = self.nodes[i].rank
+                    entries[count].rank = self.rank[i]
                     entries[count].index = i
                     count += 1
             qsort(entries, count, sizeof(entry_t), in_order)
@@ -737,6 +746,10 @@ cdef class WeightGroups(Picker):
                     link(self.nodes, i, self.groups[g].head)
                     if self.groups[g].head < 0:
                         self.groups[g].head = i
+                for k in range(length):
+                    self.nodes[entries[first + k].index].ahead = (
+                        entries[first + (k + AHEAD_IN_CHAIN) % length].index
+                    )
                 self.groups[g].n_members = length
                 self.choose(g)
                 first += length
