@@ -387,6 +387,12 @@ cdef class WeightGroups(Picker):
             self.choose(g)
         return credit
 
+    cdef bint has_equals(self, int32_t g) noexcept nogil:
+        """Whether the leader of a group is the head of the chain, and the next has its key."""
+        cdef int32_t i = self.groups[g].leader, following = self.nodes[i].next
+        return (self.groups[g].head == i and following != i
+                and self.nodes[following].key == self.nodes[i].key)
+
     cdef Py_ssize_t equals(self, int32_t g, int32_t* out, Py_ssize_t most) noexcept nogil:
         """Write who comes next in a group and follows with the same key; return how many.
 
@@ -463,6 +469,8 @@ cdef class WeightGroups(Picker):
             self.is_walking = False
         if self.is_walking and self.n_walked == self.lap:
             if self.is_back():
+                PyMem_RawFree(self.marks)
+                self.marks = NULL
                 self.close_cycle()
                 self.cursor = self.cycle
                 self.end = self.cycle + self.period
@@ -477,11 +485,8 @@ cdef class WeightGroups(Picker):
             most = min(most, self.lap - self.n_walked)
         self.run_group = self.elect()
         if most > 1:
-            most = self.equals(self.run_group, out, most)
-            if most > 1:
-                most = self.lead_of(self.run_group, most)
-        else:
-            out[0] = self.groups[self.run_group].leader
+            most = self.lead_of(self.run_group, most) if self.has_equals(self.run_group) else 1
+        most = self.equals(self.run_group, out, most)
         self.run = self.cursor = out
         self.end = out + most
         if self.is_walking:

@@ -9,7 +9,7 @@ from rota.kernels.picker cimport AHEAD, Picker
 from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
-    LONGEST_STRETCH = 64
+    LONGEST_STRETCH = 128
     LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
     LAST_RANK = 0x7FFFFFFF
 
@@ -69,6 +69,7 @@ cdef class WeightGroups(Picker):
     cdef void serve(
         self, int32_t g, const int32_t* run, Py_ssize_t count, int128 turn
     ) noexcept nogil
+    cdef bint has_equals(self, int32_t g) noexcept nogil
     cdef Py_ssize_t equals(self, int32_t g, int32_t* out, Py_ssize_t most) noexcept nogil
     cdef void choose(self, int32_t g) noexcept nogil
     cdef int128 credit(self, Py_ssize_t i) noexcept nogil
