@@ -64,7 +64,7 @@ cimport cython
 from rota.kernels.picker cimport take
 from rota.kernels.splitmix64 cimport int128, uint128
 from rota.kernels.weight_groups cimport (
-    LONGEST_STRETCH, WeightGroups, as_int128, from_int128, group_t,
+    LAST_RANK, LONGEST_STRETCH, WeightGroups, as_int128, from_int128, group_t,
 )
 
 cdef extern from *:
@@ -372,14 +372,23 @@ cdef class FairRoundRobin(WeightGroups):
         return self.ready[0] if self.n_ready else self.waiting[0]
 
     cdef Py_ssize_t lead_of(self, int32_t g, Py_ssize_t most) noexcept nogil:
-        """At least until a window begins, or one pick where another ends with this one."""
-        cdef int32_t k
+        """At least until a window begins, or the leader of a tied group is first in the list."""
+        cdef int32_t k, i, rank = LAST_RANK
+        cdef Py_ssize_t count = 1
         cdef uint128 left
         if self.n_ready == 0:
             return 1
+        # Who comes second in a heap is right below its top.
         for k in range(1, min(3, self.n_ready)):
             if ends_together(self, g, self.ready[k]):
-                return 1
+                i = self.groups[self.ready[k]].leader
+                rank = min(rank, self.nodes[i].rank)
+        if rank < LAST_RANK:
+            i = self.nodes[self.groups[g].head].next
+            while count < most and self.nodes[i].rank < rank:
+                i = self.nodes[i].next
+                count += 1
+            most = count
         if self.n_waiting:
             # In units, less than there is; then in picks, more than V stays short of it.
             left = <uint128>(self.spans[self.waiting[0]].start - self.now)

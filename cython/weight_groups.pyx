@@ -55,7 +55,6 @@ from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
     IN_HEAP = -2
-    LAST_RANK = 0x7FFFFFFF
     SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
 cdef struct entry_t:

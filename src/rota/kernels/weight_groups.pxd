@@ -11,6 +11,7 @@ from rota.kernels.splitmix64 cimport int128
 cdef enum:
     LONGEST_STRETCH = 64
     LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
+    LAST_RANK = 0x7FFFFFFF
 
 cdef struct node_t:
     int128 key          # when it is next: the least comes first. Without weight: its credit
