@@ -295,7 +295,7 @@ cdef class WeightGroups(Picker):
         return 0
 
     cdef int64_t common_divisor(self) noexcept nogil:
-        """Return the greatest common divisor of the weights; O(groups) after a group came or went."""
+        """Return the greatest common divisor of the weights; O(groups) after one came or went."""
         cdef int64_t a, b, divisor = self.divisor
         cdef int32_t g
         if divisor:
@@ -674,7 +674,7 @@ cdef class WeightGroups(Picker):
         return self.lay_out()
 
     cdef int lay_out(self) except -1:
-        """Form the groups anew from weights, ranks, and credits (which the keys are). O(n log n)."""
+        """Form the groups anew from weights, ranks, and credits (the keys). O(n log n)."""
         cdef entry_t* entries
         cdef Py_ssize_t i, k, count = 0, first
         cdef int32_t g, n_groups = 0, length
@@ -800,10 +800,12 @@ cdef class Queues(WeightGroups):
         """Put i, which is in no queue, into that of its weight."""
         cdef int64_t wanted = as_weight(weight)
         cdef int128 credit = as_int128(-key)
+        if wanted == 0:
+            raise ValueError("weight must be >= 1, got 0")
         with cython.critical_section(self):
             self.check(i, False)
             self.prepare(i, wanted)
-            self.join( i, wanted, credit)
+            self.join(i, wanted, credit)
 
     def withdraw(self, i):
         """Take i out of its queue; return its key."""
@@ -829,5 +831,5 @@ cdef class Queues(WeightGroups):
             if g < 0 or count == 0:
                 return []
             count = self.equals(g, run, count)
-            self.serve( g, run, count, 1)
+            self.serve(g, run, count, 1)
             return [run[k] for k in range(count)]
