@@ -33,7 +33,7 @@ at the latest after W / w picks for each they were ahead, it is less than one pi
     waiting     groups by S; they go over to the ready when V comes to it
 
 All is exact but that a change of W rounds V down by less than 1/W of a unit, that is each lag
-by less than 2**-64 picks, and once more, to whole units, the lag of who changes.
+by less than 2**-64 picks, and that the lag of who changes is rounded to whole units.
 
 Invariants
 - a group is in one heap, at `place`; in `waiting` at -1 - `place`.

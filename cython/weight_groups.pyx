@@ -329,7 +329,7 @@ cdef class WeightGroups(Picker):
         return 0
 
     cdef int64_t common_divisor(self) noexcept nogil:
-        """Return the greatest common divisor of the weights; O(groups) after a group came or went."""
+        """Return the greatest common divisor of the weights; O(groups) after one came or went."""
         cdef int64_t a, b, divisor = self.divisor
         cdef int32_t g
         if divisor:
@@ -399,18 +399,19 @@ cdef class WeightGroups(Picker):
         At most `most`, each once.
         """
         cdef group_t* group = &self.groups[g]
-        cdef int32_t i = group.leader
-        cdef int128 key = self.nodes[i].key
+        cdef node_t* nodes = self.nodes
+        cdef int32_t i = group.leader, head = group.head
+        cdef const node_t* node = &nodes[i]
+        cdef int128 key = node.key
         cdef Py_ssize_t k = 1
         out[0] = i
-        if i != group.head:
-            return 1
-        if group.n_heap and group.heap[0].key == key:
+        if i != head or most == 1 or (group.n_heap and group.heap[0].key == key):
             return 1
         while k < most:
-            i = self.nodes[i].next
-            prefetch(&self.nodes[self.nodes[i].ahead], 1)
-            if i == group.head or self.nodes[i].key != key:
+            i = node.next
+            node = &nodes[i]
+            prefetch(&nodes[node.ahead], 1)
+            if i == head or node.key != key:
                 break
             out[k] = i
             k += 1
@@ -705,7 +706,7 @@ cdef class WeightGroups(Picker):
         return self.lay_out()
 
     cdef int lay_out(self) except -1:
-        """Form the groups anew from weights, ranks, and credits (which the keys are). O(n log n)."""
+        """Form the groups anew from weights, ranks, and credits (the keys). O(n log n)."""
         cdef entry_t* entries
         cdef Py_ssize_t i, k, count = 0, first
         cdef int32_t g, n_groups = 0, length
@@ -828,10 +829,12 @@ cdef class Queues(WeightGroups):
         """Put i, which is in no queue, into that of its weight."""
         cdef int64_t wanted = as_weight(weight)
         cdef int128 credit = as_int128(-key)
+        if wanted == 0:
+            raise ValueError("weight must be >= 1, got 0")
         with cython.critical_section(self):
             self.check(i, False)
             self.prepare(i, wanted)
-            self.join( i, wanted, credit)
+            self.join(i, wanted, credit)
 
     def withdraw(self, i):
         """Take i out of its queue; return its key."""
@@ -857,5 +860,5 @@ cdef class Queues(WeightGroups):
             if g < 0 or count == 0:
                 return []
             count = self.equals(g, run, count)
-            self.serve( g, run, count, 1)
+            self.serve(g, run, count, 1)
             return [run[k] for k in range(count)]
