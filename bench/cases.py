@@ -136,6 +136,7 @@ STATEMENTS = {
 EACH_CHANGE = f"for i, w in itertools.islice(changes, {CHANGES}): "
 CHANGE_STATEMENTS = {
     "pick_at_rest": "p.pick()",
+    "pick_at_rest_again": "p.pick()",
     "change": EACH_CHANGE + "p.set_weight(i, w); p.pick()",
     "pick_changed": "p.pick()",
     "storm": f"for i, w in itertools.islice(changes, {CHANGES // STORM}): "
@@ -258,6 +259,15 @@ def change_loop(n: int, count: int = CHANGES) -> Case:
     return Case(f"for i, w in itertools.islice(changes, {count}): pass", named, count)
 
 
+def list_case(n: int) -> Case:
+    """Return the look-up of an instance in a list, at the indices of changes.
+
+    It is what a machine asks for one visit to a random instance.
+    """
+    named = {"changes": changes(n), "itertools": itertools, "servers": objects(n)}
+    return Case(EACH_CHANGE + "servers[i]", named, CHANGES, net_of=change_loop(n))
+
+
 def worst_weights(stem: str, n: int) -> list[int]:
     """Return the weights that cost a pick most.
 
@@ -271,7 +281,7 @@ def worst_weights(stem: str, n: int) -> list[int]:
 
 def period(stem: str, given: Sequence[int]) -> int:
     """Return after how many picks the order of a round robin begins again."""
-    return len(given) if stem == "round_robin" else sum(given) // gcd(*given)
+    return len(given) if stem == "round_robin" else int(sum(given)) // gcd(*given)
 
 
 def table_bytes(stem: str, given: Sequence[int]) -> int:
@@ -364,6 +374,8 @@ def change_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
         for i, weight in itertools.islice(coming, min(n, INDICES)):
             made.set_weight(i, weight)
             made.pick()
+    if measure == "pick_at_rest_again":  # two periods: in the first a table may be filled
+        made.fill(np.empty(min(2 * period(stem, made.weights), 1_000_000), np.int32))
     statement, undo = CHANGE_STATEMENTS[measure], CHANGE_UNDO.get(measure, "")
     names = {"p": made, "servers": objects(n), "changes": coming, "itertools": itertools}
     if measure == "fill_changed":

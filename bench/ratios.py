@@ -55,6 +55,7 @@ from cases import (
     floor_of_keys,
     floor_of_one,
     grid,
+    list_case,
     made_at_rest,
     nothing_alone,
     rebalanced,
@@ -74,7 +75,7 @@ STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS, "ba
 SECONDS = 0.0002  # one timing
 LONGEST_GROUP = 6.0  # seconds, after which there are no more rounds
 LONGEST_RING_GROUP = 2.0
-LONGEST_CHANGE_GROUP = 2.0
+LONGEST_CHANGE_GROUP = 1.0
 FEWEST_ROUNDS = 9
 SLOW = 0.05  # seconds: what takes longer is not calibrated
 SMALL = (10, 100, 1_000)
@@ -311,6 +312,7 @@ def change_groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     ways = {
         "change": "set_weight + pick()",
         "pick_at_rest": "pick() at rest",
+        "pick_at_rest_again": "pick() at rest again",
         "pick_changed": "pick() after set_weight",
         "storm": "10 picks + set_weight, a pick",
         "remove_add": "remove + add",
@@ -327,10 +329,10 @@ def change_groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
         beside = {"floor": floor(), "numpy.copyto": case(stem, "fill", n, "numpy.copyto")}
         yield Group(stem, n, cases | beside, pairs, LONGEST_CHANGE_GROUP)
         if n == CHANGE_SIZES[-1]:
-            for measure, what in ways.items():
-                bar = SET_WEIGHT_GROWTH_BAR if measure == "change" else None
+            for measure, bar in {"change": SET_WEIGHT_GROWTH_BAR, "pick_at_rest": None}.items():
                 pair = {FEW: few[measure], "kernel": cases[measure]}
-                yield Group(stem, n, pair, [(what, "kernel", FEW, bar)], LONGEST_CHANGE_GROUP)
+                pairs = [(ways[measure], "kernel", FEW, bar)]
+                yield Group(stem, n, pair, pairs, LONGEST_CHANGE_GROUP)
 
 
 def worst_rows(stem: str, n: int, count: int) -> Iterator[Row]:
@@ -535,6 +537,11 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
         cases = {"balanced": balanced(100), "floor": floor()}
         pair = ("get_picker + pick()", "balanced", "floor", BALANCER_BAR)
         yield Group(stem, 100, cases, [pair])
+        for n in CHANGE_SIZES[1:]:
+            if n <= sizes[-1]:
+                pair = {FEW: list_case(CHANGE_SIZES[0]), "kernel": list_case(n)}
+                pairs = [("look-up in a list, at random", "kernel", FEW, None)]
+                yield Group(stem, n, pair, pairs, LONGEST_CHANGE_GROUP)
         return
     if stem == "splitmix64":
         pairs = [("next()", "kernel", who, None) for who in NUMBERS if who != "kernel"]
@@ -677,14 +684,15 @@ def main() -> None:
         f"{LONGEST_GROUP:g} s a group (rings: {LONGEST_RING_GROUP:g} s), {SECONDS * 1e3:g} ms a "
         "timing. Warmed up: whole periods walked, tables filled, a fifth of each timing run before "
         "it. Pickers that change have had a change and a pick for each instance, up to 262,144; "
-        "weights are random in 1 to 100, 10 picks to a change in a storm or a turnover (remove, 5 "
-        f"picks, add, 5 picks), 10,000 in a lull. The worst of {calls:,} calls: each timed alone, "
-        f"the least of {REPEATS} repeats of the same calls, and net of the clock; ns is their "
-        "median, and beside it what the same gives for no call. Memory by tracemalloc, from a "
-        "list, after a period; less the period table (at most 256 KiB), where there is one."
+        "at rest again: then two periods more, up to 1,000,000 picks. Weights are random in 1 to "
+        "100. 10 picks to a change in a storm, or in a turnover (remove, 5 picks, add, 5 picks), "
+        f"10,000 in a lull. The worst of {calls:,} calls: each timed alone, the least of {REPEATS} "
+        "repeats of the same calls, net of the clock; ns is their median, and beside the worst is "
+        "what the same gives for no call. Memory by tracemalloc, from a list, after a period; less "
+        "the period table (at most 256 KiB), where there is one."
     )
     console = Console()
-    console.width = max(console.width, 160)
+    console.width = max(console.width, 176)
     console.print(table(rows, method))
     console.print(", ".join(f"{key}: {value}" for key, value in on.items()), highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s", highlight=False)
