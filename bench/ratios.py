@@ -73,7 +73,7 @@ import rota
 
 STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS, "balancers")
 SECONDS = 0.0002  # one timing
-LONGEST_GROUP = 6.0  # seconds, after which there are no more rounds
+LONGEST_GROUP = 4.0  # seconds, after which there are no more rounds
 LONGEST_RING_GROUP = 2.0
 LONGEST_CHANGE_GROUP = 1.0
 FEWEST_ROUNDS = 9
@@ -661,7 +661,7 @@ def main() -> None:
 
     began = time.perf_counter()
     on = machine()  # with the load before we add to it
-    most_rounds = 101 if arguments.quick else 501
+    most_rounds = 101 if arguments.quick else 301
     sizes = SIZES[:-1] if arguments.quick else SIZES
     calls = CALLS // 10 if arguments.quick else CALLS
     floor()
