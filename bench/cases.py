@@ -277,7 +277,7 @@ def worst_weights(stem: str, n: int) -> list[int]:
     Weighted round robin, fair or smooth: all differ and the period is too long for a table,
     so every pick goes by n groups. Interleaved: one instance is so heavy that a pass is one pick.
     """
-    if stem in TABLED:
+    if stem in WITH_TABLE:
         return list(range(LONGEST_TABLE, LONGEST_TABLE + n))
     return [1] * (n - 1) + [1_000_000]
 

@@ -43,6 +43,7 @@ from cases import (
     RINGS,
     SIZES,
     WAYS_ALONE,
+    WITH_TABLE,
     Case,
     balanced,
     bytes_per_instance,
@@ -576,7 +577,7 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     for n in sizes:
         yield pick_group(stem, n)
     yield ways_group(stem, 100)
-    if stem in (*TABLED, "interleaved_weighted_round_robin"):
+    if stem in (*WITH_TABLE, "interleaved_weighted_round_robin"):
         for n in (100, 1_000, 10_000):
             yield worst_group(stem, n)
     for n in (100, 10_000) if stem == "weighted_random" else SMALL:

@@ -71,7 +71,7 @@ def test_where_the_smooth_order_is_further_off(impl):
     smooth = impl.WeightedRoundRobin(range(16), SIXTEEN, start=0).pick_many(period)
     assert round(float(farthest(smooth, SIXTEEN)), 3) == 1.398
     fair = impl.FairRoundRobin(range(16), SIXTEEN, start=0).pick_many(period)
-    assert farthest(fair, SIXTEEN) < Fraction(98, 100)
+    assert farthest(fair, SIXTEEN) < 1
 
 
 @pytest.mark.parametrize("weights", [[2**62, 2**61, 2**60, 2**59 - 1], [2**63 - 2, 1], [2**62]])
@@ -80,10 +80,10 @@ def test_very_large_weights(impl, weights):
     assert farthest(picks, weights) < 1
 
 
-def test_ties_go_to_the_first_in_the_rotated_list(impl):
+def test_ties_go_to_the_heaviest_and_then_to_the_first_in_the_rotated_list(impl):
     assert impl.FairRoundRobin(range(5), start=3).pick_many(7) == [3, 4, 0, 1, 2, 3, 4]
-    # Both windows end with the period.
-    assert impl.FairRoundRobin(range(2), [2, 4], start=1).pick_many(6) == [1, 0, 1] * 2
+    # All windows end with the period; at the ninth pick, two of them have begun.
+    assert impl.FairRoundRobin(range(3), [3, 3, 4], start=0).pick_many(10)[8:] == [2, 1]
 
 
 def test_recorded_sequences(impl, vectors):
