@@ -96,7 +96,7 @@ LONGEST_TABLE = 65_536  # picks of the longest period that these keep
 SHORTEST_RUN = 64  # a shorter period is kept several times over
 CHANGE_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 CHANGES = 1_000  # of one statement, and of one timing under pytest-benchmark
-INDICES, WEIGHTS = 262_144, 100_003  # of the lists that changes are taken from; no common divisor
+INDICES, WEIGHTS = 32_768, 10_007  # of the lists that changes are taken from; no common divisor
 STORM = 10  # picks to a change
 LULL = 10_000
 
@@ -324,6 +324,7 @@ def walk(stem: str, who: str, made: Any, given: Sequence[int]) -> None:
         out = np.empty(min(picks, 1_000_000), np.int32)
         for _ in range(-(-picks // len(out))):
             made.fill(out)
+        made.pick()  # one more: now a table is known to repeat
 
 
 def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int = ELEMENTS) -> Case:

@@ -692,7 +692,7 @@ def main() -> None:
         f"All side by side in one process, GC off, up to {most_rounds} rounds and "
         f"{LONGEST_GROUP:g} s a group (rings: {LONGEST_RING_GROUP:g} s), {SECONDS * 1e3:g} ms a "
         "timing. Warmed up: whole periods walked, tables filled, a fifth of each timing run before "
-        "it. Pickers that change have had a change and a pick for each instance, up to 262,144; "
+        "it. Pickers that change have had a change and a pick for each instance, up to 32,768; "
         "at rest again: then two periods more, up to 1,000,000 picks. Weights are random in 1 to "
         "100. 10 picks to a change in a storm, or in a turnover (remove, 5 picks, add, 5 picks), "
         f"10,000 in a lull. The worst of {calls:,} calls: each timed alone, the least of {REPEATS} "

@@ -9,7 +9,7 @@ from rota.kernels.picker cimport AHEAD, Picker
 from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
-    LONGEST_STRETCH = 128
+    LONGEST_STRETCH = 96
     LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
     LAST_RANK = 0x7FFFFFFF
 
