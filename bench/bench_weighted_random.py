@@ -35,6 +35,18 @@ def test_fill(benchmark, n, who):
     run(benchmark, case(STEM, "fill", n, who), 10)
 
 
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "change"), ids=title)
+def test_change(benchmark, n, who):
+    """1,000 times another weight and a pick."""
+    run(benchmark, case(STEM, "change", n, who), 1)
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "remove_add"), ids=title)
+def test_remove_add(benchmark, n, who):
+    """1,000 times an instance that goes and comes again."""
+    run(benchmark, case(STEM, "remove_add", n, who), 1)
+
+
 @pytest.mark.parametrize(("n", "who"), grid(STEM, "build"), ids=title)
 def test_build(benchmark, n, who):
     """One build from a list of n instances and one of n weights."""

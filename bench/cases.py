@@ -23,8 +23,14 @@ which appear where they are installed.
 
 All run on the same instances and weights. Compiled pickers have walked whole periods
 before a case begins, so that tables are filled and first cycles are over; a cycle has
-gone round once. Twins, and a weighted round robin too long for a table, start as they are.
+gone round once. Twins, and a weighted round robin (fair or smooth) too long for a table,
+start as they are.
 Rings pick for keys that change with every pick.
+
+Pickers that change have had one change and one pick for each instance before a case begins:
+what changes leave behind is there. Indices and weights come from lists made beforehand, so
+long that no near cache holds what they touch, and of lengths that hardly ever give an index
+the weight it has already.
 """
 
 import gc
@@ -33,10 +39,12 @@ import pickle
 import random
 import re
 import shutil
+import time
 import tracemalloc
+from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -70,6 +78,7 @@ from rota.reference.splitmix64 import SplitMix64 as SplitMix64Twin
 CLASSES = {
     "round_robin": "RoundRobin",
     "weighted_round_robin": "WeightedRoundRobin",
+    "fair_round_robin": "FairRoundRobin",
     "interleaved_weighted_round_robin": "InterleavedWeightedRoundRobin",
     "weighted_random": "WeightedRandom",
 }
@@ -78,11 +87,18 @@ PICKS = 1_000  # of one pick_many, and of one timing under pytest-benchmark
 ELEMENTS = 10_000  # of one fill, unless a case says otherwise
 LARGEST_TWIN = {  # instances of the largest twin that ends in reasonable time
     "weighted_round_robin": 1_000,  # O(n) a pick
+    "fair_round_robin": 1_000,
     "weighted_random": 10_000,  # seconds to build
 }
 LONGEST_SCHEDULE = 10_000  # instances of the largest schedule (50 n picks) that is cycled
-LONGEST_TABLE = 65_536  # picks of the longest period that weighted round robin keeps
+WITH_TABLE = ("weighted_round_robin", "fair_round_robin")  # that keep a period as it is walked
+LONGEST_TABLE = 65_536  # picks of the longest period that these keep
 SHORTEST_RUN = 64  # a shorter period is kept several times over
+CHANGE_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+CHANGES = 1_000  # of one statement, and of one timing under pytest-benchmark
+INDICES, WEIGHTS = 262_144, 100_003  # of the lists that changes are taken from; no common divisor
+STORM = 10  # picks to a change
+LULL = 10_000
 
 STATEMENTS = {
     "pick": {
@@ -120,6 +136,26 @@ STATEMENTS = {
         "random.choices": "make(servers, weights)",
     },
 }
+EACH_CHANGE = f"for i, w in itertools.islice(changes, {CHANGES}): "
+CHANGE_STATEMENTS = {
+    "pick_at_rest": "p.pick()",
+    "pick_at_rest_again": "p.pick()",
+    "change": EACH_CHANGE + "p.set_weight(i, w); p.pick()",
+    "pick_changed": "p.pick()",
+    "storm": f"for i, w in itertools.islice(changes, {CHANGES // STORM}): "
+    + "p.set_weight(i, w); "
+    + "; ".join(["p.pick()"] * STORM),
+    # An index that was left is the next to be given out.
+    "remove_add": EACH_CHANGE + "p.remove(i); p.add(servers[i], w)",
+    "fill_changed": "p.fill(out)",
+}
+STATEMENTS |= {
+    measure: dict.fromkeys(("kernel", "twin"), statement)
+    for measure, statement in CHANGE_STATEMENTS.items()
+}
+CHANGE_UNDO = dict.fromkeys(
+    ("pick_changed", "fill_changed"), "i, w = next(changes); p.set_weight(i, w)"
+)
 
 
 @dataclass(frozen=True)
@@ -199,26 +235,62 @@ def weights(n: int) -> list[int]:
     return [1 + mix((42 + i + GAMMA) & MASK) % 100 for i in range(n)]
 
 
+@cache
+def objects(n: int) -> list[object]:
+    """Return n distinct instances, as small as they can be."""
+    return [object() for _ in range(n)]
+
+
+@cache
+def change_lists(n: int) -> tuple[list[int], list[int]]:
+    """Return the indices and the weights that changes are made of."""
+    numbers = random.Random(42)
+    indices = [numbers.randrange(n) for _ in range(INDICES)]
+    return indices, [numbers.randint(1, 100) for _ in range(WEIGHTS)]
+
+
+def changes(n: int) -> Iterator[tuple[int, int]]:
+    """Return random changes of n instances, (index, weight), without end."""
+    indices, given = change_lists(n)
+    return zip(itertools.cycle(indices), itertools.cycle(given), strict=False)
+
+
+@cache
+def change_loop(n: int, count: int = CHANGES) -> Case:
+    """Return the loop over changes and nothing else."""
+    named = {"changes": changes(n), "itertools": itertools}
+    return Case(f"for i, w in itertools.islice(changes, {count}): pass", named, count)
+
+
+def list_case(n: int) -> Case:
+    """Return the look-up of an instance in a list, at the indices of changes.
+
+    It is what a machine asks for one visit to a random instance.
+    """
+    named = {"changes": changes(n), "itertools": itertools, "servers": objects(n)}
+    return Case(EACH_CHANGE + "servers[i]", named, CHANGES, net_of=change_loop(n))
+
+
 def worst_weights(stem: str, n: int) -> list[int]:
     """Return the weights that cost a pick most.
 
-    Weighted round robin: all differ and the period is too long for a table, so every pick
-    compares n groups. Interleaved: one instance is so heavy that a pass is one pick.
+    Weighted round robin, fair or smooth: all differ and the period is too long for a table,
+    so every pick goes by n groups. Interleaved: one instance is so heavy that a pass is one pick.
     """
-    if stem == "weighted_round_robin":
+    if stem in WITH_TABLE:
         return list(range(LONGEST_TABLE, LONGEST_TABLE + n))
     return [1] * (n - 1) + [1_000_000]
 
 
 def period(stem: str, given: Sequence[int]) -> int:
     """Return after how many picks the order of a round robin begins again."""
-    return len(given) if stem == "round_robin" else sum(given) // gcd(*given)
+    return len(given) if stem == "round_robin" else int(sum(given)) // gcd(*given)
 
 
 def table_bytes(stem: str, given: Sequence[int]) -> int:
-    """Return the bytes of weighted round robin's period table, at most 256 KiB; 0 elsewhere."""
+    """Return the bytes of a period table, at most 256 KiB; 0 where there is none."""
     turns = period(stem, given)
-    if stem != "weighted_round_robin" or turns > LONGEST_TABLE:
+    if stem not in WITH_TABLE or turns > LONGEST_TABLE:
         return 0
     return -(-SHORTEST_RUN // turns) * turns * 4
 
@@ -248,7 +320,7 @@ def walk(stem: str, who: str, made: Any, given: Sequence[int]) -> None:
     picks = period(stem, given)
     if who == "itertools.cycle":
         deque(itertools.islice(made, picks + 1), 0)  # one more: now it lets go of its source
-    elif who == "kernel" and (stem != "weighted_round_robin" or table_bytes(stem, given)):
+    elif who == "kernel" and (stem not in WITH_TABLE or table_bytes(stem, given)):
         out = np.empty(min(picks, 1_000_000), np.int32)
         for _ in range(-(-picks // len(out))):
             made.fill(out)
@@ -266,6 +338,8 @@ def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int 
     elements : int
         Of the array to fill.
     """
+    if measure in CHANGE_STATEMENTS:
+        return change_case(stem, measure, n, who)
     given = worst_weights(stem, n) if measure in ("pick_worst", "all_attempts") else weights(n)
     make = maker(stem, who)
     names: dict[str, Any] = {"make": make, "servers": servers(n), "weights": given}
@@ -285,6 +359,119 @@ def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int 
     names |= {"random": random, "itertools": itertools, "np": np}
     units = {"pick_many": PICKS, "fill": elements, "build": n, "all_attempts": n}.get(measure, 1)
     return Case(statement, names, units)
+
+
+def change_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
+    """Make a case of a picker that changes in place, ready to run.
+
+    Parameters
+    ----------
+    stem, measure, who : str
+        Keys of CLASSES, of CHANGE_STATEMENTS and of STATEMENTS[measure].
+    n : int
+        Instances.
+    """
+    made, coming = maker(stem, who)(objects(n), weights(n)), changes(n)
+    walk(stem, who, made, weights(n))
+    if measure != "pick_at_rest":
+        for i, weight in itertools.islice(coming, min(n, INDICES)):
+            made.set_weight(i, weight)
+            made.pick()
+    if measure == "pick_at_rest_again":  # two periods: in the first a table may be filled
+        made.fill(np.empty(min(2 * period(stem, made.weights), 1_000_000), np.int32))
+    statement, undo = CHANGE_STATEMENTS[measure], CHANGE_UNDO.get(measure, "")
+    names = {"p": made, "servers": objects(n), "changes": coming, "itertools": itertools}
+    if measure == "fill_changed":
+        names["out"] = np.zeros(ELEMENTS, np.int32)
+    if statement.startswith("for"):
+        loop = change_loop(n, CHANGES // STORM if measure == "storm" else CHANGES)
+        return Case(statement, names, CHANGES, net_of=loop)
+    units = ELEMENTS if measure == "fill_changed" else 1
+    return Case(statement, names, units, undo, NOTHING_UNDONE if undo else None)
+
+
+def made_at_rest(stem: str, n: int) -> Any:
+    """Return a picker that has been at rest for half a period after a whole one.
+
+    Always the same one: a pick, and a change, of a given number does the same work in each.
+    """
+    made = maker(stem, "kernel")(objects(n), weights(n), seed=42)
+    walk(stem, "kernel", made, weights(n))
+    made.fill(np.empty(period(stem, weights(n)) // 2, np.int32))
+    return made
+
+
+def set_weight_alone(p: Any, i: int, weight: int) -> int:
+    """Return the ns of one change of weight."""
+    began = time.perf_counter_ns()
+    p.set_weight(i, weight)
+    return time.perf_counter_ns() - began
+
+
+class Watch:
+    """The ns of each call of something, timed alone.
+
+    There is room for all of them beforehand, so that nothing is timed while it is made.
+    """
+
+    def __init__(self, call: Callable[..., Any], most: int) -> None:
+        self.call, self.spent, self.n = call, array("q", bytes(8 * most)), 0
+
+    def one(self, *arguments: Any) -> None:
+        """Time one call."""
+        call, clock = self.call, time.perf_counter_ns
+        began = clock()
+        call(*arguments)
+        self.spent[self.n] = clock() - began
+        self.n += 1
+
+    def several(self, count: int) -> None:
+        """Time that many calls, which take no arguments."""
+        call, clock, spent = self.call, time.perf_counter_ns, self.spent
+        for k in range(self.n, self.n + count):
+            began = clock()
+            call()
+            spent[k] = clock() - began
+        self.n += count
+
+
+WAYS_ALONE = ("at rest", "in a storm", "in a lull", "in a turnover")
+
+
+def calls_alone(stem: str, n: int, way: str, count: int) -> dict[str, np.ndarray]:
+    """Return the ns of each of `count` single picks, and of each change between them.
+
+    `way`: "at rest"; "in a storm" or "in a lull" (STORM or LULL picks to a change of weight);
+    "in a turnover" (STORM picks to an instance that goes, and comes again in the middle of them).
+    """
+    p, every = made_at_rest(stem, n), LULL if way == "in a lull" else STORM
+    n_changes = 0 if way == "at rest" else count // every
+    picks = Watch(p.pick, count)
+    watches = {"pick()": picks}
+    if way == "in a turnover":
+        watches |= {"remove": Watch(p.remove, n_changes), "add": Watch(p.add, n_changes)}
+        for i, w in itertools.islice(changes(n), n_changes):
+            watches["remove"].one(i)
+            picks.several(every // 2)
+            watches["add"].one(objects(n)[i], w)
+            picks.several(every - every // 2)
+    elif n_changes:
+        watches["set_weight"] = Watch(p.set_weight, n_changes)
+        for i, w in itertools.islice(changes(n), n_changes):
+            watches["set_weight"].one(i, w)
+            picks.several(every)
+    else:
+        picks.several(count)
+    return {call: np.array(watch.spent) for call, watch in watches.items()}
+
+
+def nothing_alone(count: int) -> np.ndarray:
+    """Return the ns of each of `count` timings of nothing."""
+    clock, spent = time.perf_counter_ns, array("q", bytes(8 * count))
+    for k in range(count):
+        began = clock()
+        spent[k] = clock() - began
+    return np.array(spent)
 
 
 def rivals(stem: str, measure: str) -> list[str]:

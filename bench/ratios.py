@@ -9,6 +9,11 @@ judged. k is such that one timing takes 0.2 ms, so slow cases are called fewer t
 Against the floor, or itself with fewer instances, a ratio is a cost, rota / floor; against
 anything else it is how many times as fast rota is, other / rota. Against nothing it is no
 ratio but a time or a size, with its unit.
+
+The worst of many calls is not found that way: each call is timed alone, and what else the
+machine does in between would be the worst. So the same calls are made several times over,
+each time by a picker that was made alike, and of each call the least time counts: call
+number k does the same work every time, an interruption hits another one.
 """
 
 import argparse
@@ -28,6 +33,7 @@ from timeit import Timer
 import numpy as np
 from cases import (
     BALANCERS,
+    CHANGE_SIZES,
     CLASSES,
     COLD_KEYS,
     HASHES,
@@ -36,20 +42,28 @@ from cases import (
     RING_SIZES,
     RINGS,
     SIZES,
+    WAYS_ALONE,
+    WITH_TABLE,
     Case,
     balanced,
     bytes_per_instance,
     bytes_per_point,
+    calls_alone,
     case,
+    change_case,
     diffed,
     floor,
     floor_of_keys,
     floor_of_one,
     grid,
+    list_case,
+    made_at_rest,
+    nothing_alone,
     rebalanced,
     ring_case,
     ring_grid,
     servers,
+    set_weight_alone,
     table_bytes,
     weights,
 )
@@ -60,24 +74,31 @@ import rota
 
 STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS, "balancers")
 SECONDS = 0.0002  # one timing
-LONGEST_GROUP = 6.0  # seconds, after which there are no more rounds
+LONGEST_GROUP = 4.0  # seconds, after which there are no more rounds
 LONGEST_RING_GROUP = 2.0
+LONGEST_CHANGE_GROUP = 1.0
 FEWEST_ROUNDS = 9
 SLOW = 0.05  # seconds: what takes longer is not calibrated
 SMALL = (10, 100, 1_000)
 OUT = (10_000, 1_000_000)  # elements of the arrays to fill
 UNITS = {"us": 1e3, "ms": 1e6}  # in ns
 FEWER = "n = 10"  # what a change of a large ring is compared to
-FEW = "n = 100"  # what a change that a balancer makes is compared to
+FEW = "n = 100"  # what a change that a picker or a balancer makes is compared to
+CALLS = 1_000_000  # timed alone, of which the worst is looked for
+REPEATS = 3  # of the same calls, of which the least counts
+RESTS = 31  # times that a change after rest is timed
 
 # At most: rota / floor.
 PICK_BAR = {
     "round_robin": 1.5,
     "weighted_round_robin": 1.5,
+    "fair_round_robin": 1.5,
     "interleaved_weighted_round_robin": 1.8,
     "weighted_random": 1.5,
 }
 LARGE_PICK_BAR = 2.5  # n = 10,000
+SET_WEIGHT_BAR = 10.0  # with the pick after it, n = 10,000
+SET_WEIGHT_GROWTH_BAR = 4.0  # likewise, n = 1,000,000 / n = 100
 BALANCER_BAR = 8.0
 RING_PICK_BAR = {100: 3.0, 10_000: 6.0}  # pick(str), by instances of 160 points
 CHANGE_GROWTH_BAR = 8.0  # an instance comes or goes: n = 10,000 / n = 10
@@ -86,11 +107,13 @@ TWIN_BAR = {
     "round_robin": (5.0, SMALL),
     "interleaved_weighted_round_robin": (8.0, SMALL),
     "weighted_round_robin": (40.0, (100,)),
+    "fair_round_robin": (40.0, (100,)),
     "weighted_random": (15.0, SMALL),
 }
 CHOICES_BAR = 60.0  # n = 100
 NUMPY_CHOICE_BAR = 20.0
 COPY_BAR = 0.25
+COPIED = ("round_robin", "weighted_round_robin")  # of which a fill is a copy of a period
 RING_BARS = {  # pick(str), by whom it is compared to and how many instances
     **{("twin", n): 8.0 for n in RING_SIZES},
     ("uhashring", 100): 25.0,
@@ -100,6 +123,7 @@ RING_BARS = {  # pick(str), by whom it is compared to and how many instances
 DROP_IN_BAR = 8.0  # n = 100
 ADD_NODE_BAR = 1_000.0  # n = 1,000, uhashring
 # At most.
+WORST_BAR = 50.0  # us, a single pick or set_weight, n = 10,000
 MEMORY_BAR = 64.0  # bytes an instance
 POINT_BAR = 40.0  # bytes a point
 CHANGE_BAR = 100.0  # us, an instance comes or goes, n = 10,000
@@ -244,8 +268,10 @@ def pick_group(stem: str, n: int) -> Group:
     """One pick beside the floor, its twin and what people use today."""
     whom = [who for size, who in grid(stem, "pick") if size == n]
     cases = {who: case(stem, "pick", n, who) for who in whom}
-    bars = {"floor": PICK_BAR[stem] if n <= 1_000 else LARGE_PICK_BAR if n <= 10_000 else None}
-    least, judged_sizes = TWIN_BAR[stem]
+    bars = {"floor": LARGE_PICK_BAR if n == 10_000 else None}
+    if n <= 1_000:
+        bars["floor"] = PICK_BAR.get(stem)
+    least, judged_sizes = TWIN_BAR.get(stem, (None, ()))
     if n in judged_sizes:
         bars["twin"] = least
     if n == 100:
@@ -278,11 +304,9 @@ def worst_group(stem: str, n: int) -> Group:
 def fill_group(stem: str, n: int, elements: int) -> Group:
     """One fill beside numpy's."""
     against = "numpy.choice" if stem == "weighted_random" else "numpy.copyto"
-    bar = NUMPY_CHOICE_BAR if stem == "weighted_random" else COPY_BAR
-    if stem == "interleaved_weighted_round_robin":
-        bar = None
+    bar = {"weighted_random": NUMPY_CHOICE_BAR} | dict.fromkeys(COPIED, COPY_BAR)
     cases = {who: case(stem, "fill", n, who, elements=elements) for who in ("kernel", against)}
-    return Group(stem, n, cases, [(f"fill of {elements:,}", "kernel", against, bar)])
+    return Group(stem, n, cases, [(f"fill of {elements:,}", "kernel", against, bar.get(stem))])
 
 
 def build_group(stem: str, n: int) -> Group:
@@ -290,6 +314,89 @@ def build_group(stem: str, n: int) -> Group:
     against = "random.choices" if stem == "weighted_random" and n > 10_000 else "twin"
     cases = {who: case(stem, "build", n, who) for who in ("kernel", against)}
     return Group(stem, n, cases, [("build, an instance", "kernel", against, None)])
+
+
+def change_groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
+    """Yield what changes in place cost, and the picks among them, at every size."""
+    ways = {
+        "change": "set_weight + pick()",
+        "pick_at_rest": "pick() at rest",
+        "pick_at_rest_again": "pick() at rest again",
+        "pick_changed": "pick() after set_weight",
+        "storm": "10 picks + set_weight, a pick",
+        "remove_add": "remove + add",
+    }
+    few: dict[str, Case] = {}
+    for n in CHANGE_SIZES:
+        if n > sizes[-1]:
+            continue
+        cases = {measure: change_case(stem, measure, n) for measure in (*ways, "fill_changed")}
+        few = few or cases
+        bars = {"change": SET_WEIGHT_BAR} if n == 10_000 else {}
+        pairs = [(what, measure, "floor", bars.get(measure)) for measure, what in ways.items()]
+        pairs.append(("fill after set_weight", "fill_changed", "numpy.copyto", None))
+        beside = {"floor": floor(), "numpy.copyto": case(stem, "fill", n, "numpy.copyto")}
+        yield Group(stem, n, cases | beside, pairs, LONGEST_CHANGE_GROUP)
+        if n == CHANGE_SIZES[-1]:
+            for measure, bar in {"change": SET_WEIGHT_GROWTH_BAR, "pick_at_rest": None}.items():
+                pair = {FEW: few[measure], "kernel": cases[measure]}
+                pairs = [(ways[measure], "kernel", FEW, bar)]
+                yield Group(stem, n, pair, pairs, LONGEST_CHANGE_GROUP)
+
+
+def worst_rows(stem: str, n: int, count: int) -> Iterator[Row]:
+    """Yield the worst of many picks, and of the changes among them; beside it that of no call.
+
+    As many timings of nothing are made in between and treated alike; their median is the
+    clock's own, and is taken off.
+    """
+    for way in WAYS_ALONE:
+        runs, empty = [], []
+        for _ in range(REPEATS):
+            runs.append(calls_alone(stem, n, way, count))
+            empty.append(nothing_alone(count))
+        nothing = np.minimum.reduce(empty)
+        clock = float(np.median(nothing))
+        for call in runs[0]:
+            least = np.minimum.reduce([run[call] for run in runs])
+            shares = {"p99.99": 0.9999, "max": 1.0} if call == "pick()" else {"max": 1.0}
+            for what, share in shares.items():
+                is_judged = what == "max" and call in ("pick()", "set_weight")
+                yield Row(
+                    stem=stem,
+                    what=f"{call} {way}, {what}",
+                    n=n,
+                    ns=float(np.median(least)) - clock,
+                    against="no call",
+                    against_ns=float(np.quantile(nothing[: len(least)], share)) - clock,
+                    value=(float(np.quantile(least, share)) - clock) / UNITS["us"],
+                    quartiles=None,
+                    bar=WORST_BAR if is_judged else None,
+                    at_most=True,
+                    rounds=REPEATS,
+                    unit="us",
+                )
+
+
+def first_change_row(stem: str, n: int) -> Row:
+    """The first change after a period and a half at rest, of which a period table replays half."""
+    spent = [set_weight_alone(made_at_rest(stem, n), n // 2, 101) for _ in range(RESTS)]
+    clock = float(np.median(nothing_alone(CALLS // 10)))
+    low, median, high = ((ns - clock) / UNITS["us"] for ns in statistics.quantiles(spent, n=4))
+    return Row(
+        stem=stem,
+        what="first change after rest",
+        n=n,
+        ns=median * UNITS["us"],
+        against="",
+        against_ns=None,
+        value=median,
+        quartiles=(low, high),
+        bar=None,
+        at_most=True,
+        rounds=RESTS,
+        unit="us",
+    )
 
 
 def memory_row(stem: str, n: int) -> Row:
@@ -439,6 +546,11 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
         cases = {"balanced": balanced(100), "floor": floor()}
         pair = ("get_picker + pick()", "balanced", "floor", BALANCER_BAR)
         yield Group(stem, 100, cases, [pair])
+        for n in CHANGE_SIZES[1:]:
+            if n <= sizes[-1]:
+                pair = {FEW: list_case(CHANGE_SIZES[0]), "kernel": list_case(n)}
+                pairs = [("look-up in a list, at random", "kernel", FEW, None)]
+                yield Group(stem, n, pair, pairs, LONGEST_CHANGE_GROUP)
         return
     if stem == "splitmix64":
         pairs = [("next()", "kernel", who, None) for who in NUMBERS if who != "kernel"]
@@ -465,7 +577,7 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     for n in sizes:
         yield pick_group(stem, n)
     yield ways_group(stem, 100)
-    if stem in ("weighted_round_robin", "interleaved_weighted_round_robin"):
+    if stem in (*WITH_TABLE, "interleaved_weighted_round_robin"):
         for n in (100, 1_000, 10_000):
             yield worst_group(stem, n)
     for n in (100, 10_000) if stem == "weighted_random" else SMALL:
@@ -474,14 +586,19 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     for n in (100, 10_000, 1_000_000):
         if n in sizes:
             yield build_group(stem, n)
+    yield from change_groups(stem, sizes)
 
 
-def measured(stems: Sequence[str], sizes: Sequence[int], most_rounds: int) -> Iterator[Row]:
+def measured(
+    stems: Sequence[str], sizes: Sequence[int], most_rounds: int, calls: int
+) -> Iterator[Row]:
     """Yield every row of the table."""
     for stem in stems:
         for group in groups(stem, sizes):
             yield from timed(group, most_rounds)
         if stem in CLASSES:
+            yield from worst_rows(stem, 10_000, calls)
+            yield first_change_row(stem, 1_000)
             for n in sizes:
                 if n >= 1_000:
                     yield memory_row(stem, n)
@@ -553,14 +670,15 @@ def main() -> None:
 
     began = time.perf_counter()
     on = machine()  # with the load before we add to it
-    most_rounds = 101 if arguments.quick else 501
+    most_rounds = 101 if arguments.quick else 301
     sizes = SIZES[:-1] if arguments.quick else SIZES
+    calls = CALLS // 10 if arguments.quick else CALLS
     floor()
     servers(sizes[-1])
     gc.disable()
     rows = []
     with Console(stderr=True).status("") as status:
-        for measured_row in measured(arguments.stems, sizes, most_rounds):
+        for measured_row in measured(arguments.stems, sizes, most_rounds, calls):
             rows.append(measured_row)
             status.update(f"{measured_row.stem}: {measured_row.what}")
 
@@ -574,11 +692,16 @@ def main() -> None:
         f"All side by side in one process, GC off, up to {most_rounds} rounds and "
         f"{LONGEST_GROUP:g} s a group (rings: {LONGEST_RING_GROUP:g} s), {SECONDS * 1e3:g} ms a "
         "timing. Warmed up: whole periods walked, tables filled, a fifth of each timing run before "
-        "it. Memory by tracemalloc, from a list, after a period; less the period table (at most "
-        "256 KiB) of weighted round robin, where it has one."
+        "it. Pickers that change have had a change and a pick for each instance, up to 262,144; "
+        "at rest again: then two periods more, up to 1,000,000 picks. Weights are random in 1 to "
+        "100. 10 picks to a change in a storm, or in a turnover (remove, 5 picks, add, 5 picks), "
+        f"10,000 in a lull. The worst of {calls:,} calls: each timed alone, the least of {REPEATS} "
+        "repeats of the same calls, net of the clock; ns is their median, and beside the worst is "
+        "what the same gives for no call. Memory by tracemalloc, from a list, after a period; less "
+        "the period table (at most 256 KiB), where there is one."
     )
     console = Console()
-    console.width = max(console.width, 160)
+    console.width = max(console.width, 176)
     console.print(table(rows, method))
     console.print(", ".join(f"{key}: {value}" for key, value in on.items()), highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s", highlight=False)

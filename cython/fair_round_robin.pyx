@@ -2,10 +2,10 @@
 
 Virtual time V grows by 1/W with each pick, W being the sum of the weights. An instance of
 weight w is due once in each span of 1/w: its window begins at S and ends at F = S + 1/w. A
-pick goes to the window that ends first among those that have begun (S <= V), the first in
-the list on a tie; then the instance's next window begins where the last one ended. Weights
-3, 3, 4 give  2 0 1 2 0 1 2 0 1 2  and begin again. What an instance is owed, its lag, is
-(V - S) * w picks: t * w / W less the picks it has had.
+pick goes to the window that ends first among those that have begun (S <= V), the heaviest
+on a tie, and of one weight the first in the list; then the instance's next window begins
+where the last one ended. Weights 3, 3, 4 give  2 0 1 2 0 1 2 0 2 1  and begin again. What an
+instance is owed, its lag, is (V - S) * w picks: t * w / W less the picks it has had.
 
 Why each lag is between -1 and 1, and never reaches either, as long as weights stay:
 1. Who is picked is owed 0 or more, so it is left with more than -1. (Somebody always is: all
@@ -33,7 +33,7 @@ at the latest after W / w picks for each they were ahead, it is less than one pi
     waiting     groups by S; they go over to the ready when V comes to it
 
 All is exact but that a change of W rounds V down by less than 1/W of a unit, that is each lag
-by less than 2**-64 picks, and once more, to whole units, the lag of who changes.
+by less than 2**-64 picks, and that the lag of who changes is rounded to whole units.
 
 Invariants
 - a group is in one heap, at `place`; in `waiting` at -1 - `place`.
@@ -113,17 +113,8 @@ cdef inline bint begins_first(FairRoundRobin self, int32_t a, int32_t b) noexcep
     return v > w and not is_less(other.start_part, w, one.start_part, v)
 
 
-cdef inline bint ends_together(FairRoundRobin self, int32_t a, int32_t b) noexcept nogil:
-    cdef span_t* one = &self.spans[a]
-    cdef span_t* other = &self.spans[b]
-    cdef int64_t v = self.groups[a].weight, w = self.groups[b].weight
-    return (one.finish == other.finish
-            and not is_less(one.finish_part, v, other.finish_part, w)
-            and not is_less(other.finish_part, w, one.finish_part, v))
-
-
 cdef inline bint ends_first(FairRoundRobin self, int32_t a, int32_t b) noexcept nogil:
-    """Whether a's window ends before b's; whose leader is first, where they end together."""
+    """Whether a's window ends before b's; the heavier one's, where they end together."""
     cdef span_t* one = &self.spans[a]
     cdef span_t* other = &self.spans[b]
     cdef int64_t v = self.groups[a].weight, w = self.groups[b].weight
@@ -131,9 +122,7 @@ cdef inline bint ends_first(FairRoundRobin self, int32_t a, int32_t b) noexcept 
         return one.finish < other.finish
     if is_less(one.finish_part, v, other.finish_part, w):
         return True
-    if is_less(other.finish_part, w, one.finish_part, v):
-        return False
-    return self.nodes[self.groups[a].leader].rank < self.nodes[self.groups[b].leader].rank
+    return v > w and not is_less(other.finish_part, w, one.finish_part, v)
 
 
 cdef inline bint is_before(
@@ -186,7 +175,8 @@ cdef class FairRoundRobin(WeightGroups):
     weights : integers, shape (n,), >= 0, sum < 2**63; None: all 1
     seed : integer in [0, 2**64); None: the operating system's entropy
     start : integer; None: drawn from the seed
-        Ties go to the first in the list rotated by start % n; 0: in the list itself.
+        Ties go to the heaviest, and of one weight to the first in the list rotated by
+        start % n; 0: in the list itself.
 
     Raises
     ------
@@ -372,14 +362,10 @@ cdef class FairRoundRobin(WeightGroups):
         return self.ready[0] if self.n_ready else self.waiting[0]
 
     cdef Py_ssize_t lead_of(self, int32_t g, Py_ssize_t most) noexcept nogil:
-        """At least until a window begins, or one pick where another ends with this one."""
-        cdef int32_t k
+        """At least until a window begins."""
         cdef uint128 left
         if self.n_ready == 0:
             return 1
-        for k in range(1, min(3, self.n_ready)):
-            if ends_together(self, g, self.ready[k]):
-                return 1
         if self.n_waiting:
             # In units, less than there is; then in picks, more than V stays short of it.
             left = <uint128>(self.spans[self.waiting[0]].start - self.now)

@@ -219,8 +219,7 @@ cdef class Picker:
         cdef int64_t[::1] view = array
         cdef Py_ssize_t i, n = len(checked)
         self.is_present = <uint8_t*>PyMem_Calloc(max(n, 1), sizeof(uint8_t))
-        self.vacant = <int32_t*>PyMem_Calloc(max(n, 1), sizeof(int32_t))
-        if self.is_present == NULL or self.vacant == NULL:
+        if self.is_present == NULL:
             raise MemoryError
         self.held = list(checked)
         self.items = list_items(self.held)
@@ -324,10 +323,11 @@ cdef class Picker:
             if moved == NULL:
                 raise MemoryError
             self.is_present = <uint8_t*>moved
-            moved = PyMem_Realloc(self.vacant, capacity * sizeof(int32_t))
-            if moved == NULL:
-                raise MemoryError
-            self.vacant = <int32_t*>moved
+            if self.vacant != NULL:
+                moved = PyMem_Realloc(self.vacant, capacity * sizeof(int32_t))
+                if moved == NULL:
+                    raise MemoryError
+                self.vacant = <int32_t*>moved
             # Plain C from here on. The lists change places, with what they hold.
             memset(self.is_present + n, 0, capacity - n)
             if n:
@@ -364,9 +364,18 @@ cdef class Picker:
         self.version += 1
         return i
 
+    cdef int may_vacate(self) except -1:
+        """See to room for indices that are left: most pickers never need it."""
+        if self.vacant == NULL:
+            self.vacant = <int32_t*>PyMem_Calloc(self.capacity, sizeof(int32_t))
+            if self.vacant == NULL:
+                raise MemoryError
+        return 0
+
     cdef PyObject* dismiss(self, Py_ssize_t i) except NULL:
         """Let the instance at i go; its reference is handed over, to be dropped last."""
         cdef PyObject* instance
+        self.may_vacate()
         free_table(self)
         self.prepare(i, 0)
         if self.weight[i]:
@@ -717,6 +726,8 @@ cdef class Picker:
         if len(set(vacant)) != len(vacant) or any(self.weight[i] for i in vacant):
             raise ValueError(f"state must have indices that were left, got {vacant}")
         with cython.critical_section(self):
+            if vacant:
+                self.may_vacate()
             for k in range(len(vacant)):
                 self.vacant[k] = vacant[k]
                 self.is_present[<Py_ssize_t>vacant[k]] = False

@@ -31,7 +31,7 @@ Invariants
 Cost: a pick O(1), and O(log members) for who comes from a heap; joining and leaving
 O(log members) at worst; a heap that is full grows by half. The first change in a cycle goes
 through up to half of the period, 32,768 picks at most (some 50 us), to find the state.
-Laying out is O(n log n). 32 bytes an instance, and 32 to 48 for its place in a heap.
+Laying out is O(n log n). 36 bytes an instance, and 32 to 48 for its place in a heap.
 
 Source: ours. The gap of a removed group in the hash table is closed after D. E. Knuth, The
 Art of Computer Programming, vol. 3, 6.4, algorithm R.
@@ -54,7 +54,7 @@ from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
     IN_HEAP = -2
-    LAST_RANK = 0x7FFFFFFF
+    AHEAD_IN_CHAIN = 24   # fetched that much before its turn
     SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
 cdef struct entry_t:
@@ -78,9 +78,11 @@ cdef int in_order(const void* one, const void* other) noexcept nogil:
 # -- order ------------------------------------------------------------------------------
 
 
-cdef inline bint precedes(const node_t* one, const node_t* other) noexcept nogil:
+cdef inline bint precedes(WeightGroups self, int32_t i, int32_t j) noexcept nogil:
     """Whether one is before the other in the queue of their group."""
-    return one.key < other.key or (one.key == other.key and one.rank < other.rank)
+    cdef const node_t* one = &self.nodes[i]
+    cdef const node_t* other = &self.nodes[j]
+    return one.key < other.key or (one.key == other.key and self.rank[i] < self.rank[j])
 
 
 # -- the chain --------------------------------------------------------------------------
@@ -89,10 +91,11 @@ cdef inline bint precedes(const node_t* one, const node_t* other) noexcept nogil
 cdef inline void link(node_t* nodes, int32_t i, int32_t before) noexcept nogil:
     """Put i into a ring, before a member of it; -1: i is the ring."""
     if before < 0:
-        nodes[i].next = nodes[i].prev = i
+        nodes[i].next = nodes[i].prev = nodes[i].ahead = i
         return
     nodes[i].next = before
     nodes[i].prev = nodes[before].prev
+    nodes[i].ahead = nodes[nodes[i].prev].ahead
     nodes[nodes[i].prev].next = i
     nodes[before].prev = i
 
@@ -109,19 +112,19 @@ cdef void insert(WeightGroups self, group_t* group, int32_t i) noexcept nogil:
     if head < 0:
         link(nodes, i, -1)
         group.head = i
-    elif not precedes(&nodes[i], &nodes[nodes[head].prev]):
+    elif not precedes(self, i, nodes[head].prev):
         link(nodes, i, head)
-    elif precedes(&nodes[i], &nodes[head]):
+    elif precedes(self, i, head):
         link(nodes, i, head)
         group.head = i
     elif has_room(group):
         nodes[i].prev = IN_HEAP
         group.n_heap += 1
         self.n_strangers += 1
-        rise(nodes, group.heap, group.n_heap - 1, nodes[i].key, nodes[i].rank, i)
+        rise(nodes, group.heap, group.n_heap - 1, nodes[i].key, self.rank[i], i)
     else:
         # No memory: find the place one by one.
-        while precedes(&nodes[head], &nodes[i]):
+        while precedes(self, head, i):
             head = nodes[head].next
         link(nodes, i, head)
 
@@ -269,6 +272,7 @@ cdef class WeightGroups(Picker):
             PyMem_RawFree(self.groups[g].heap)
         PyMem_Free(self.groups)
         PyMem_Free(self.nodes)
+        PyMem_Free(self.rank)
         PyMem_Free(self.buckets)
         PyMem_RawFree(self.marks)
 
@@ -285,7 +289,7 @@ cdef class WeightGroups(Picker):
         group.leader = group.head
         if group.n_heap and (
             group.head < 0
-            or is_less(group.heap, self.nodes[group.head].key, self.nodes[group.head].rank)
+            or is_less(group.heap, self.nodes[group.head].key, self.rank[group.head])
         ):
             group.leader = group.heap[0].index
         prefetch(&self.items[group.leader], 0)
@@ -325,7 +329,7 @@ cdef class WeightGroups(Picker):
         return 0
 
     cdef int64_t common_divisor(self) noexcept nogil:
-        """Return the greatest common divisor of the weights; O(groups) after a group came or went."""
+        """Return the greatest common divisor of the weights; O(groups) after one came or went."""
         cdef int64_t a, b, divisor = self.divisor
         cdef int32_t g
         if divisor:
@@ -355,7 +359,7 @@ cdef class WeightGroups(Picker):
         node.key = self.line(g) - credit
         group.n_members += 1
         insert(self, group, i)
-        if group.leader < 0 or precedes(node, &self.nodes[group.leader]):
+        if group.leader < 0 or precedes(self, i, group.leader):
             group.leader = i
             prefetch(&self.items[i], 0)
             self.lead(g)
@@ -383,23 +387,31 @@ cdef class WeightGroups(Picker):
             self.choose(g)
         return credit
 
+    cdef bint has_equals(self, int32_t g) noexcept nogil:
+        """Whether the leader of a group is the head of the chain, and the next has its key."""
+        cdef int32_t i = self.groups[g].leader, following = self.nodes[i].next
+        return (self.groups[g].head == i and following != i
+                and self.nodes[following].key == self.nodes[i].key)
+
     cdef Py_ssize_t equals(self, int32_t g, int32_t* out, Py_ssize_t most) noexcept nogil:
         """Write who comes next in a group and follows with the same key; return how many.
 
         At most `most`, each once.
         """
         cdef group_t* group = &self.groups[g]
-        cdef int32_t i = group.leader
-        cdef int128 key = self.nodes[i].key
+        cdef node_t* nodes = self.nodes
+        cdef int32_t i = group.leader, head = group.head
+        cdef const node_t* node = &nodes[i]
+        cdef int128 key = node.key
         cdef Py_ssize_t k = 1
         out[0] = i
-        if i != group.head:
-            return 1
-        if group.n_heap and group.heap[0].key == key:
+        if i != head or most == 1 or (group.n_heap and group.heap[0].key == key):
             return 1
         while k < most:
-            i = self.nodes[i].next
-            if i == group.head or self.nodes[i].key != key:
+            i = node.next
+            node = &nodes[i]
+            prefetch(&nodes[node.ahead], 1)
+            if i == head or node.key != key:
                 break
             out[k] = i
             k += 1
@@ -422,7 +434,7 @@ cdef class WeightGroups(Picker):
             for k in range(count):
                 nodes[run[k]].key += turn
             after = nodes[run[count - 1]].next
-            if after == i or not precedes(&nodes[i], &nodes[nodes[i].prev]):
+            if after == i or not precedes(self, i, nodes[i].prev):
                 group.head = after  # behind the tail: the ring turns
             else:
                 self.is_turning = False
@@ -458,6 +470,8 @@ cdef class WeightGroups(Picker):
             self.is_walking = False
         if self.is_walking and self.n_walked == self.lap:
             if self.is_back():
+                PyMem_RawFree(self.marks)
+                self.marks = NULL
                 self.close_cycle()
                 self.cursor = self.cycle
                 self.end = self.cycle + self.period
@@ -472,11 +486,8 @@ cdef class WeightGroups(Picker):
             most = min(most, self.lap - self.n_walked)
         self.run_group = self.elect()
         if most > 1:
-            most = self.equals(self.run_group, out, most)
-            if most > 1:
-                most = self.lead_of(self.run_group, most)
-        else:
-            out[0] = self.groups[self.run_group].leader
+            most = self.lead_of(self.run_group, most) if self.has_equals(self.run_group) else 1
+        most = self.equals(self.run_group, out, most)
         self.run = self.cursor = out
         self.end = out + most
         if self.is_walking:
@@ -587,7 +598,7 @@ cdef class WeightGroups(Picker):
         """Return the indices in the order of the list."""
         cdef Py_ssize_t i
         present = [i for i in range(self.n) if self.is_present[i]]
-        present.sort(key=[self.nodes[i].rank for i in range(self.n)].__getitem__)
+        present.sort(key=[self.rank[i] for i in range(self.n)].__getitem__)
         return present
 
     cdef int take_order(self, list indices) except -1:
@@ -597,7 +608,7 @@ cdef class WeightGroups(Picker):
                 or not all([self.is_present[<Py_ssize_t>i] for i in indices])):
             raise ValueError(f"state must be an order of the instances, got {indices!r}")
         for k in range(count):
-            self.nodes[<Py_ssize_t>indices[k]].rank = k
+            self.rank[<Py_ssize_t>indices[k]] = k
         self.next_rank = count
         return 0
 
@@ -608,6 +619,10 @@ cdef class WeightGroups(Picker):
         if moved == NULL:
             raise MemoryError
         self.nodes = <node_t*>moved
+        moved = PyMem_Realloc(self.rank, max(capacity, 1) * sizeof(int32_t))
+        if moved == NULL:
+            raise MemoryError
+        self.rank = <int32_t*>moved
         return 0
 
     cdef void fetch(self, Py_ssize_t i) noexcept nogil:
@@ -617,14 +632,14 @@ cdef class WeightGroups(Picker):
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
         if self.next_rank == LAST_RANK:
             self.renumber()
-        if weight and find(self, weight) < 0:
+        if self.n_groups == self.group_capacity:
             self.reserve_groups(self.n_groups + 1)
         return 0
 
     cdef void appear(self, Py_ssize_t i) noexcept nogil:
         self.nodes[i].group = -1
         self.nodes[i].key = 0
-        self.nodes[i].rank = self.next_rank
+        self.rank[i] = self.next_rank
         self.next_rank += 1
 
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
@@ -642,8 +657,8 @@ cdef class WeightGroups(Picker):
         """Take the order of the list, which only matters between equals."""
         cdef Py_ssize_t k, first = self.start % count
         for k in range(1, count):
-            if (self.nodes[order[(first + k) % count]].rank
-                    < self.nodes[order[(first + k - 1) % count]].rank):
+            if (self.rank[order[(first + k) % count]]
+                    < self.rank[order[(first + k - 1) % count]]):
                 break
         else:
             return 0
@@ -652,7 +667,7 @@ cdef class WeightGroups(Picker):
             self.nodes[order[k]].key = self.credit(order[k])
         # Only now: a credit is reckoned from its group.
         for k in range(count):
-            self.nodes[order[(first + k) % count]].rank = k
+            self.rank[order[(first + k) % count]] = k
         self.next_rank = count
         return self.lay_out()
 
@@ -666,12 +681,12 @@ cdef class WeightGroups(Picker):
             if self.is_present[i]:
                 entries[count].weight = 0
                 entries[count].credit = 0
-                entries[count].rank = self.nodes[i].rank
+                entries[count].rank = self.rank[i]
                 entries[count].index = i
                 count += 1
         qsort(entries, count, sizeof(entry_t), in_order)
         for k in range(count):
-            self.nodes[entries[k].index].rank = k
+            self.rank[entries[k].index] = k
         self.next_rank = count
         PyMem_Free(entries)
         return 0
@@ -682,16 +697,16 @@ cdef class WeightGroups(Picker):
         for i in range(self.n):
             self.nodes[i].key = 0
         for i in range(self.start, self.n):
-            self.nodes[i].rank = rank
+            self.rank[i] = rank
             rank += self.is_present[i]
         for i in range(self.start):
-            self.nodes[i].rank = rank
+            self.rank[i] = rank
             rank += self.is_present[i]
         self.next_rank = rank
         return self.lay_out()
 
     cdef int lay_out(self) except -1:
-        """Form the groups anew from weights, ranks, and credits (which the keys are). O(n log n)."""
+        """Form the groups anew from weights, ranks, and credits (the keys). O(n log n)."""
         cdef entry_t* entries
         cdef Py_ssize_t i, k, count = 0, first
         cdef int32_t g, n_groups = 0, length
@@ -704,7 +719,7 @@ cdef class WeightGroups(Picker):
                 if self.weight[i]:
                     entries[count].weight = self.weight[i]
                     entries[count].credit = self.nodes[i].key
-                    entries[count].rank = self.nodes[i].rank
+                    entries[count].rank = self.rank[i]
                     entries[count].index = i
                     count += 1
             qsort(entries, count, sizeof(entry_t), in_order)
@@ -737,6 +752,10 @@ cdef class WeightGroups(Picker):
                     link(self.nodes, i, self.groups[g].head)
                     if self.groups[g].head < 0:
                         self.groups[g].head = i
+                for k in range(length):
+                    self.nodes[entries[first + k].index].ahead = (
+                        entries[first + (k + AHEAD_IN_CHAIN) % length].index
+                    )
                 self.groups[g].n_members = length
                 self.choose(g)
                 first += length
@@ -810,10 +829,12 @@ cdef class Queues(WeightGroups):
         """Put i, which is in no queue, into that of its weight."""
         cdef int64_t wanted = as_weight(weight)
         cdef int128 credit = as_int128(-key)
+        if wanted == 0:
+            raise ValueError("weight must be >= 1, got 0")
         with cython.critical_section(self):
             self.check(i, False)
             self.prepare(i, wanted)
-            self.join( i, wanted, credit)
+            self.join(i, wanted, credit)
 
     def withdraw(self, i):
         """Take i out of its queue; return its key."""
@@ -839,5 +860,5 @@ cdef class Queues(WeightGroups):
             if g < 0 or count == 0:
                 return []
             count = self.equals(g, run, count)
-            self.serve( g, run, count, 1)
+            self.serve(g, run, count, 1)
             return [run[k] for k in range(count)]

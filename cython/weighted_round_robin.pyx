@@ -300,8 +300,8 @@ cdef class WeightedRoundRobin(WeightGroups):
 
     cdef int32_t first_of(self, int32_t g, int32_t other) noexcept nogil:
         """Return the group whose leader is first in the list; g may be -1."""
-        if g < 0 or (self.nodes[self.groups[other].leader].rank
-                     < self.nodes[self.groups[g].leader].rank):
+        if g < 0 or (self.rank[self.groups[other].leader]
+                     < self.rank[self.groups[g].leader]):
             return other
         return g
 

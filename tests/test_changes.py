@@ -309,7 +309,7 @@ def test_update_knows_who_is_who(impl, make):
     assert picker.weights.tolist() == [10, 20, 50, 40, 30]
     picker.update([])
     assert (len(picker), picker.pick()) == (0, None)
-    picker.update("p q".split())
+    picker.update(["p", "q"])
     assert set(picker.pick_many(50)) == {"p", "q"}
 
 

@@ -71,7 +71,7 @@ def test_where_the_smooth_order_is_further_off(impl):
     smooth = impl.WeightedRoundRobin(range(16), SIXTEEN, start=0).pick_many(period)
     assert round(float(farthest(smooth, SIXTEEN)), 3) == 1.398
     fair = impl.FairRoundRobin(range(16), SIXTEEN, start=0).pick_many(period)
-    assert farthest(fair, SIXTEEN) < Fraction(98, 100)
+    assert farthest(fair, SIXTEEN) < 1
 
 
 @pytest.mark.parametrize("weights", [[2**62, 2**61, 2**60, 2**59 - 1], [2**63 - 2, 1], [2**62]])
@@ -80,10 +80,10 @@ def test_very_large_weights(impl, weights):
     assert farthest(picks, weights) < 1
 
 
-def test_ties_go_to_the_first_in_the_rotated_list(impl):
+def test_ties_go_to_the_heaviest_and_then_to_the_first_in_the_rotated_list(impl):
     assert impl.FairRoundRobin(range(5), start=3).pick_many(7) == [3, 4, 0, 1, 2, 3, 4]
-    # 2 and 4 are due in the middle of the period, with 1 and 3 at its end.
-    assert impl.FairRoundRobin(range(2), [2, 4], start=1).pick_many(6) == [1, 0, 1] * 2
+    # All windows end with the period; at the ninth pick, two of them have begun.
+    assert impl.FairRoundRobin(range(3), [3, 3, 4], start=0).pick_many(10)[8:] == [2, 1]
 
 
 def test_recorded_sequences(impl, vectors):
@@ -128,13 +128,14 @@ def test_changes_after_many_laps_equal_the_reference(kernels, reference, divisor
     one = kernels.FairRoundRobin(range(n), weights, start=0)
     other = reference.FairRoundRobin(range(n), weights, start=0)
     for count, is_filled, index, weight in steps:
-        out = np.empty(count, np.int32)
         if is_filled:
+            out, wanted = np.empty((2, count), np.int32)
             one.fill(out)
+            other.fill(wanted)
+            assert out.tolist() == wanted.tolist()
         else:
-            out[:] = one.pick_many(count)
+            assert one.pick_many(count) == other.pick_many(count)
             one = pickle.loads(pickle.dumps(one))
-        assert out.tolist() == other.pick_many(count)
         one.set_weight(index % n, weight)
         other.set_weight(index % n, weight)
         assert one.lags == other.lags
@@ -179,7 +180,7 @@ def test_lags_are_kept(impl):
     picker.set_weight(1, 7)
     assert all(abs(a - b) < Fraction(1, 2**62) for a, b in zip(picker.lags, before, strict=True))
     assert picker.add("e", 5) == 4
-    assert picker.lags[4] == 0
+    assert abs(picker.lags[4]) < Fraction(1, 2**62)
 
 
 def test_who_is_drained_keeps_its_lag_and_the_others_take_it_over(impl):
@@ -195,7 +196,7 @@ def test_who_is_drained_keeps_its_lag_and_the_others_take_it_over(impl):
     assert all(abs(a - b) < Fraction(1, 2**62) for a, b in zip(picker.lags, wanted, strict=True))
     picker.remove(0)
     assert picker.add("d", 1) == 0
-    assert picker.lags[0] == 0
+    assert abs(picker.lags[0]) < Fraction(1, 2**62)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,4 +1,4 @@
-"""The queues of one weight against sorted lists; the orders built on them have tests of their own."""
+"""The queues of one weight against sorted lists; the orders built on them have their own tests."""
 
 import pytest
 from hypothesis import given, settings
@@ -72,5 +72,7 @@ def test_who_is_nobody_is_refused(impl, i):
             call()
     with pytest.raises(ValueError, match="out of"):
         queues.enter(0, 1, 0)
+    with pytest.raises(ValueError, match="weight"):
+        queues.enter(1, 0, 0)
     with pytest.raises(ValueError, match="in the"):
         queues.withdraw(1)

@@ -66,7 +66,7 @@ cdef class Picker:
     cdef object weight_array     # numpy int64, shape (capacity,)
     cdef int64_t* weight         # its data
     cdef uint8_t* is_present     # by index
-    cdef int32_t* vacant         # indices that were left, the last one on top
+    cdef int32_t* vacant         # indices that were left, the last one on top; or NULL
     cdef Py_ssize_t n_vacant
     cdef Py_ssize_t capacity     # indices there is room for
     cdef Py_ssize_t n            # indices given out so far
@@ -89,6 +89,7 @@ cdef class Picker:
     cdef void note(self, Py_ssize_t i, int64_t weight) noexcept nogil
     cdef int make_room(self, Py_ssize_t coming) except -1
     cdef Py_ssize_t admit(self, PyObject* instance, int64_t weight) except -1
+    cdef int may_vacate(self) except -1
     cdef PyObject* dismiss(self, Py_ssize_t i) except NULL
 
     # What each algorithm gives; see picker.pyx.

@@ -9,15 +9,16 @@ from rota.kernels.picker cimport AHEAD, Picker
 from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
-    LONGEST_STRETCH = 64
+    LONGEST_STRETCH = 128
     LONGEST_TABLE = 65536   # slots of 4 bytes: 256 KiB
+    LAST_RANK = 0x7FFFFFFF
 
 cdef struct node_t:
     int128 key          # when it is next: the least comes first. Without weight: its credit
     int32_t next        # in the chain; in the heap: its place there
     int32_t prev        # in the chain; IN_HEAP
     int32_t group       # -1 without weight
-    int32_t rank        # place in the list: the lower of two with equal keys comes first
+    int32_t ahead       # one that comes some picks later, as a rule: to be fetched
 
 # One of a heap, with what it is compared by: its node is elsewhere in memory.
 cdef struct stranger_t:
@@ -42,6 +43,7 @@ cdef struct mark_t:
 
 cdef class WeightGroups(Picker):
     cdef node_t* nodes           # by index
+    cdef int32_t* rank           # by index, place in the list: decides between equal keys
     cdef group_t* groups         # by id
     cdef int32_t n_groups        # in use
     cdef int32_t n_ids           # given out
@@ -67,6 +69,7 @@ cdef class WeightGroups(Picker):
     cdef void serve(
         self, int32_t g, const int32_t* run, Py_ssize_t count, int128 turn
     ) noexcept nogil
+    cdef bint has_equals(self, int32_t g) noexcept nogil
     cdef Py_ssize_t equals(self, int32_t g, int32_t* out, Py_ssize_t most) noexcept nogil
     cdef void choose(self, int32_t g) noexcept nogil
     cdef int128 credit(self, Py_ssize_t i) noexcept nogil

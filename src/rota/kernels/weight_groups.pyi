@@ -1,9 +1,10 @@
 from typing import final
 
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from rota.kernels.picker import Picker
 
+@disjoint_base
 class WeightGroups(Picker[int]): ...
 
 @final

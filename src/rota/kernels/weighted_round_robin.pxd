@@ -6,7 +6,8 @@ from rota.kernels.splitmix64 cimport int128
 from rota.kernels.weight_groups cimport WeightGroups
 
 cdef class WeightedRoundRobin(WeightGroups):
-    # By place: the groups side by side, for vectors. Fronts are int64, or int128 for very large weights.
+    # By place: the groups side by side, for vectors. Fronts are int64, or int128 for very
+    # large weights.
     cdef void* front             # each leader's current weight at the next pick
     cdef int64_t* rate           # weight of each group
     cdef int32_t* at             # which group that is

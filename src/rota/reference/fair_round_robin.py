@@ -46,7 +46,8 @@ class FairRoundRobin(Picker[T]):
         if eligible:
             best = eligible[0]
             for i in eligible:
-                if (key[i] + ONE) * weight[best] < (key[best] + ONE) * weight[i]:
+                one, other = (key[i] + ONE) * weight[best], (key[best] + ONE) * weight[i]
+                if one < other or (one == other and weight[i] > weight[best]):
                     best = i
         else:
             # Only what changes have rounded can bring this about: who is eligible first.

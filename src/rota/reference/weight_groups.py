@@ -21,6 +21,8 @@ class Queues:
     def enter(self, i: int, weight: int, key: int) -> None:
         """Put i, which is in no queue, into that of its weight."""
         wanted = as_weight(weight)
+        if wanted == 0:
+            raise ValueError("weight must be >= 1, got 0")
         self._check(i, False)
         self._weight[i] = wanted
         self._key[i] = key

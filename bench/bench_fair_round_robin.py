@@ -1,0 +1,54 @@
+"""Fair weighted round robin.
+
+Worst case (test_pick_worst): all weights differ and the period is longer than 65,536 picks.
+There is no table then, no stretch is longer than one pick, and a pick is O(log n).
+"""
+
+import pytest
+
+from bench.cases import bytes_per_instance, case, grid, run, title
+
+STEM = "fair_round_robin"
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "pick"), ids=title)
+def test_pick(benchmark, n, who):
+    """1,000 picks, one by one."""
+    run(benchmark, case(STEM, "pick", n, who))
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "next"), ids=title)
+def test_next(benchmark, n, who):
+    """1,000 times next(ctx, request), Kitex's way to pick."""
+    run(benchmark, case(STEM, "next", n, who))
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "pick_worst", largest=10_000), ids=title)
+def test_pick_worst(benchmark, n, who):
+    """1,000 picks from a heap of n groups."""
+    run(benchmark, case(STEM, "pick_worst", n, who))
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "pick_many"), ids=title)
+def test_pick_many(benchmark, n, who):
+    """10 lists of 1,000 picks."""
+    run(benchmark, case(STEM, "pick_many", n, who), 10)
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "fill", twin=100), ids=title)
+def test_fill(benchmark, n, who):
+    """10 arrays of 10,000 indices."""
+    run(benchmark, case(STEM, "fill", n, who), 10)
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "build"), ids=title)
+def test_build(benchmark, n, who):
+    """One build from a list of n instances and one of n weights."""
+    run(benchmark, case(STEM, "build", n, who), 1)
+
+
+@pytest.mark.parametrize(("n", "who"), grid(STEM, "build"), ids=title)
+def test_memory(benchmark, n, who):
+    """Bytes an instance with its part of the period table, in extra_info; the time says nothing."""
+    held = benchmark.pedantic(bytes_per_instance, (STEM, n, who), rounds=1)
+    benchmark.extra_info["bytes_per_instance"] = held
