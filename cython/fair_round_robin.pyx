@@ -42,7 +42,7 @@ Invariants
 
 Cost: a pick is O(1) in a cycle, else O(log distinct weights) for a stretch of instances of
 one weight. When windows of many weights begin at once, at the end of a period, all go over
-with one pick. A change is that of a queue (weight_groups.pyx). 32 to 40 bytes an instance and
+with one pick. A change is that of a queue (weight_groups.pyx). 53 bytes an instance and
 some 150 for each distinct weight.
 
 Sources: R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980,
@@ -175,7 +175,8 @@ cdef class FairRoundRobin(WeightGroups):
     weights : integers, shape (n,), >= 0, sum < 2**63; None: all 1
     seed : integer in [0, 2**64); None: the operating system's entropy
     start : integer; None: drawn from the seed
-        Ties go to the first in the list rotated by start % n; 0: in the list itself.
+        Ties go to the heaviest, and of one weight to the first in the list rotated by
+        start % n; 0: in the list itself.
 
     Raises
     ------
@@ -190,7 +191,7 @@ cdef class FairRoundRobin(WeightGroups):
     Each instance comes exactly w / gcd times in each period of W / gcd picks. pick O(1)
     while the period is at most 65,536 picks (a table of 4 bytes a slot, filled as it is
     walked), else O(log distinct weights) for each stretch of picks of one weight; set_weight,
-    add, remove O(log n); build O(n log n); 60 bytes an instance and 150 for each distinct
+    add, remove O(log n); build O(n log n); 53 bytes an instance and 150 for each distinct
     weight. Any number of threads may share it.
     """
 

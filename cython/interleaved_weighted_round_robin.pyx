@@ -51,7 +51,7 @@ Cost: a pick is O(1), a run no longer than 1,024 (3 us); set_weight, add and rem
 gap is stepped over once (1 ns), by the pick that comes to it. The first pick of a round
 after a change looks for the gcd: a few weights; at worst, where all but that one have a
 greater divisor, all of them (5 ns each, and a round has n picks or more). Building is O(n);
-4 KiB, and 53 bytes an instance.
+4 KiB, and 49 bytes an instance.
 
 Source: Kitex, pkg/loadbalance/interleaved_weighted_round_robin.go (CloudWeGo, 2024). The
 order is bursty: after the first round it goes lightest first, and the heaviest comes many
@@ -105,7 +105,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
     -----
     Each instance comes exactly w / gcd times in each round of W / gcd picks. A new weight
     counts from the instance's next round, weight 0 at once, a newcomer from the next round.
-    pick O(1); set_weight, add, remove O(1); build O(n); 4 KiB, and 53 bytes an instance. Any
+    pick O(1); set_weight, add, remove O(1); build O(n); 4 KiB, and 49 bytes an instance. Any
     number of threads may share it. The order is Kitex's.
     """
 

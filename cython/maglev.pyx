@@ -19,7 +19,8 @@ Invariants
   instances take their turns in the order of their names.
 
 Cost: pick O(1), one load after the hash; any change O(size) expected, and more where few
-instances take part in most rounds: O(instances * size * greatest weight / sum).
+instances take part in most rounds: O(instances * size * greatest weight / sum). An `update`
+costs that once, and once more for each instance that leaves.
 
 Source: D. Eisenbud et al., "Maglev: a fast and reliable software network load balancer",
 NSDI 2016, section 3.4; the weights after Envoy's maglev_lb.cc. Names are hashed by

@@ -5,7 +5,7 @@ reads the next index of the current run and moves a cursor; only when the run is
 does the algorithm take part (`refill`), and it answers with a whole run again:
 
     round robin                 the list itself, for ever
-    weighted round robin        the period table; without one, a stretch of equal weights
+    weighted, and fair          the period table; without one, a stretch of equal weights
     interleaved                 the head of the queue
     weighted random             the next 64 draws
 
@@ -33,6 +33,11 @@ Changes, for algorithms. `weight[i]` changes in `reweigh` only. An algorithm giv
                 (those handed out, not those of the run), and `note` it
     vanish      i, whose weight is 0, has no place any more
     reorder     the list is in another order
+    write       the next indices into an array, where that can be done without the GIL
+    options     the keyword arguments that make this picker again, and with them
+    state       what a copy needs to go on from here, and
+    restore     that put into force
+Where the base does what is wanted a hook is left out.
 
 Cost: a pick is two loads, a store and a reference count. No clock, lock, allocation or
 Python frame. A lock is nothing under the GIL and a per-object one without.

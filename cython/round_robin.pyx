@@ -16,9 +16,9 @@ Invariants
 - n_ranks == 0, or somebody has the rank n_ranks - 1; position < n_ranks, or both are 0.
 
 Cost: O(1) a pick; after a change the next round is read off the bits (some 2 ns a pick),
-at 4,096 drained ranks a microsecond to step over. set_weight, add and remove O(1); once
+at 40,000 drained ranks a microsecond to step over. set_weight, add and remove O(1); once
 there have been twice as many ranks as there is room for instances, an `add` closes the
-gaps, O(n). Building is O(n), 33 bytes an instance.
+gaps, O(n), 3 ns an instance. Building is O(n), 33 bytes an instance.
 
 Source: folklore; the random rotation is Kitex's, which starts its counter at a random
 number so that the clients of a fleet do not walk in step.

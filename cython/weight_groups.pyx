@@ -29,9 +29,9 @@ Invariants
 - a group is open while it has members; `find` gives the group of a weight.
 
 Cost: a pick O(1), and O(log members) for who comes from a heap; joining and leaving
-O(log members) at worst; a heap doubles when it is full. The first change in a cycle goes
+O(log members) at worst; a heap that is full grows by half. The first change in a cycle goes
 through up to half of the period, 32,768 picks at most (some 50 us), to find the state.
-Laying out is O(n log n). 32 bytes an instance, and 32 to 48 for its place in a heap.
+Laying out is O(n log n). 36 bytes an instance, and 32 to 48 for its place in a heap.
 
 Source: ours. The gap of a removed group in the hash table is closed after D. E. Knuth, The
 Art of Computer Programming, vol. 3, 6.4, algorithm R.

@@ -405,7 +405,7 @@ cdef class WeightedRandom(Picker):
     Notes
     -----
     pick O(1), after a change O(log n) for a while; set_weight, add, remove O(log n), in base
-    16, but O(n) when an `add` doubles the arrays; build O(n); 38 to 54 bytes an instance. Any
+    16, but O(n) when an `add` doubles the arrays; build O(n); 34 to 50 bytes an instance. Any
     number of threads may share it. The numbers are SplitMix64(seed), one for each pick.
     Walker 1977, doi:10.1145/355744.355749; Vose 1991, doi:10.1109/32.92917.
     """
