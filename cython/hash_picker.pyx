@@ -384,18 +384,23 @@ cdef class HashPicker:
             An index of nobody; nothing has changed.
         """
         with Changing(self):
-            self.leave(self.roster.present(index))
+            self.leave([self.roster.present(index)])
 
-    cdef int leave(self, Py_ssize_t i) except -1:
+    cdef int leave(self, list indices) except -1:
         cdef lock_t section
-        self.roster.drain(i)
-        self.changed([i])
-        self.roster.forget(i)
-        lock(&section, <PyObject*>self.slots)
-        self.n_in_flight -= self.load[i]
-        self.load[i] = 0
-        self.generation[i] += 1
-        unlock(&section)
+        cdef Py_ssize_t i
+        if not indices:
+            return 0
+        for i in indices:
+            self.roster.drain(i)
+        self.changed(indices)
+        for i in indices:
+            self.roster.forget(i)
+            lock(&section, <PyObject*>self.slots)
+            self.n_in_flight -= self.load[i]
+            self.load[i] = 0
+            self.generation[i] += 1
+            unlock(&section)
         return 0
 
     def update(self, instances, weights=None):
@@ -413,8 +418,7 @@ cdef class HashPicker:
             changed, coming, leaving = self.roster.change(instances, weights)
             # First who comes, then who leaves: at no moment is there nobody.
             self.changed(changed + coming)
-            for i in leaving:
-                self.leave(i)
+            self.leave(leaving)
 
     @property
     def instances(self):

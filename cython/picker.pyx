@@ -706,7 +706,7 @@ cdef class Picker:
         cdef Py_ssize_t i, k
         with cython.critical_section(self):
             vacant = [self.vacant[k] for k in range(self.n_vacant)]
-            state = (self.random, vacant, self.state())
+            state = (self.random, vacant, self.state(), self in unseeded)
             weights = [self.weight[i] for i in range(self.n)]
             instances = slots(self)
         return _rebuild, (type(self), instances, np.array(weights, np.int64), self.options(), state)
@@ -719,8 +719,8 @@ cdef class Picker:
         """Go on from the state of another picker with the same arguments (unpickling)."""
         cdef uint64_t random
         cdef Py_ssize_t k
-        if not isinstance(state, tuple) or len(state) != 3:
-            raise ValueError(f"state must be a triple, got {state!r}")
+        if not isinstance(state, tuple) or len(state) != 4:
+            raise ValueError(f"state must have four parts, got {state!r}")
         random = as_uint64("state", state[0])
         cdef list vacant = [as_index(i, self.n) for i in state[1]]
         if len(set(vacant)) != len(vacant) or any(self.weight[i] for i in vacant):
@@ -735,6 +735,8 @@ cdef class Picker:
             self.restore(state[2])
             self.random = random
             self.version += 1
+        if state[3]:
+            unseeded.add(self)  # a child of a fork goes its own way with a copy, too
 
     def _reseed(self):
         """Begin anew from the operating system's entropy: in the child of a fork."""

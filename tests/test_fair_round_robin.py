@@ -259,5 +259,5 @@ def test_state_must_be_of_a_schedule(kernels):
         None,
     ):
         with pytest.raises((ValueError, TypeError)):
-            picker._restore((0, [], state))
+            picker._restore((0, [], state, False))
     assert picker.pick_many(9) == expected

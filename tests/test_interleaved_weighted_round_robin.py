@@ -322,11 +322,11 @@ def test_state_must_be_a_round_and_two_queues(kernels):
     ]
     for state in bad:
         with pytest.raises((ValueError, TypeError, OverflowError)):
-            picker._restore((0, [], state))
+            picker._restore((0, [], state, False))
     assert picker.pick_many(4) == [0, 1, 0, 0]
-    picker._restore((0, [], good))
+    picker._restore((0, [], good, False))
     assert picker.pick_many(4) == [0, 1, 0, 0]
-    picker._restore((0, [], (0, [], [], [0, 1])))
+    picker._restore((0, [], (0, [], [], [0, 1]), False))
     assert picker.pick_many(3) == [0, 1, 0]
 
 

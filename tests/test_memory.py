@@ -57,7 +57,7 @@ def build(n):
             pickle.loads(pickle.dumps(Made(range(5), range(5), seed=1))).pick()
             copy.copy(picker).pick()
             try:
-                picker._restore((0, "x"))
+                picker._restore((0, [], "x", False))
             except (TypeError, ValueError):
                 pass
 build(2_000)  # until the caches of pickle and numpy are full

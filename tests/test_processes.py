@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 FORK = """
-import os, sys, warnings
+import copy, os, pickle, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 from rota.{implementation}.{stem} import {name} as Made
 
@@ -31,12 +31,14 @@ for picker in (unseeded, seeded):
     picker.remove(5)
     picker.set_weight(6, 0)
     picker.pick_many(10)
-children = picks_of_children(unseeded, 6)
+children = picks_of_children(copy.copy(unseeded), 2)
+children += picks_of_children(pickle.loads(pickle.dumps(unseeded)), 2)
+children += picks_of_children(unseeded, 2)
 print(len({{*children, bytes(unseeded.pick_many(40))}}))
 print(any(5 in picks or 6 in picks for picks in children))
 children = picks_of_children(seeded, 3)
 print(len({{*children, bytes(seeded.pick_many(40))}}))
-counts = unseeded.pick_many(1000)
+counts = unseeded.pick_many(10_000)  # nobody is missed by chance: 8 * exp(-42)
 print(sorted(set(range(60)) - set(counts)))
 """
 

@@ -200,9 +200,9 @@ def test_states_are_checked(kernels):
     pairs = [(-1, 0), (2**64, 0), ("a", 0), (0, -1), (0, 3), (0, "a")]
     for state in (-1, "a", None, (), (0,), *pairs):
         with pytest.raises((ValueError, TypeError), match="state"):
-            picker._restore((0, [], state))
+            picker._restore((0, [], state, False))
     picker.set_weight(0, 5)  # there is no table now, and the state asks for one
-    picker._restore((0, [], (7, 0)))
+    picker._restore((0, [], (7, 0), False))
     assert_table_is_exact(picker)
 
 

@@ -126,8 +126,14 @@ def test_state_must_be_of_a_schedule(kernels):
         ([0, 0, 0], None),
     ]:
         with pytest.raises((ValueError, TypeError)):
-            picker._restore((0, [], (weights, order)))
-    for state in [(0, [0], ([0, 0, 0], [1, 2])), (0, [], 5), (0, []), None, (-1, [], ())]:
+            picker._restore((0, [], (weights, order), False))
+    for state in [
+        (0, [0], ([0, 0, 0], [1, 2]), False),
+        (0, [], 5, False),
+        (0, [], ([0, 0, 0], [0, 1, 2])),
+        None,
+        (-1, [], (), True),
+    ]:
         with pytest.raises((ValueError, TypeError)):
             picker._restore(state)
     assert picker.pick_many(7) == [0, 0, 1, 0, 2, 0, 0]

@@ -55,7 +55,7 @@ cdef class HashPicker:
     cdef int hold(self, instances, weights, get_key, load_factor, replicas, name) except -1
     cdef int changed(self, list indices) except -1
     cdef int follow(self, list indices) except -1
-    cdef int leave(self, Py_ssize_t i) except -1
+    cdef int leave(self, list indices) except -1
     cdef object present(self)
     cdef int32_t owner(self, uint64_t place) noexcept nogil
     cdef walk_t begin(self, uint64_t place) noexcept nogil

@@ -258,10 +258,14 @@ class Picker(Generic[T]):
             return {
                 **copy.deepcopy({**self.__dict__, "_lock": None, "_instances": []}),
                 "_instances": list(self._instances),
+                "is_unseeded": self in unseeded,
             }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        is_unseeded = state.pop("is_unseeded")
         self.__dict__.update(state, _lock=threading.RLock())
+        if is_unseeded:
+            unseeded.add(self)  # a child of a fork goes its own way with a copy, too
 
     def __repr__(self) -> str:
         n, total = len(self), sum(self._weight)
