@@ -733,7 +733,8 @@ cdef class WeightGroups(Picker):
             self.divisor = 0
             for g in range(self.group_capacity):
                 PyMem_RawFree(self.groups[g].heap)
-            memset(self.groups, 0, self.group_capacity * sizeof(group_t))
+            if self.group_capacity:
+                memset(self.groups, 0, self.group_capacity * sizeof(group_t))
             if self.n_buckets:
                 memset(self.buckets, 0xFF, self.n_buckets * sizeof(int32_t))
             self.clear()
