@@ -351,6 +351,10 @@ cdef class InterleavedWeightedRoundRobin(Picker):
 
     # -- changes ------------------------------------------------------------------------
 
+    cdef void fetch(self, Py_ssize_t i) noexcept nogil:
+        prefetch(&self.nodes[i], 1)
+        prefetch(&self.weight[i], 1)
+
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
         cdef int64_t old = self.weight[i]
         cdef node_t* node = &self.nodes[i]
