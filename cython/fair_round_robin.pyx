@@ -61,7 +61,7 @@ from rota.arguments import as_index
 
 cimport cython
 
-from rota.kernels.picker cimport take
+from rota.kernels.picker cimport hush, take, unhush
 from rota.kernels.splitmix64 cimport int128, uint128
 from rota.kernels.weight_groups cimport (
     LONGEST_STRETCH, WeightGroups, as_int128, from_int128, group_t,
@@ -200,6 +200,7 @@ cdef class FairRoundRobin(WeightGroups):
         self.rotate(start)
         self.resize(self.capacity)
         self.begin()
+        self.is_made(seed)
 
     def __dealloc__(self):
         PyMem_Free(self.spans)
@@ -402,6 +403,7 @@ cdef class FairRoundRobin(WeightGroups):
             self.move_now(credit)  # to the others, in proportion to their weights
 
     cdef int begin(self) except -1:
+        self.room_to_lay_out(self.n_live)
         self.settle()
         self.now = self.now_part = 0
         WeightGroups.begin(self)
@@ -416,8 +418,22 @@ cdef class FairRoundRobin(WeightGroups):
         had. They sum to 0, and 0 is where everybody begins. Who is drained keeps what it
         had. O(n), and O(period) from a table.
         """
+        cdef list counts, keys, weights
+        cdef int was
         with cython.critical_section(self):
-            return self.lags_of(self.picked())
+            was = hush()
+            try:
+                counts = self.picked()
+                keys = self.starts(counts)
+                weights = [self.weight[i] for i in range(self.n)]
+                total, now = int(self.total), int(self.now_part)
+            finally:
+                unhush(was)
+        now += sum(counts) * 2**64
+        return [
+            Fraction(now * weight - key * total, total * 2**64) if weight else Fraction(key, 2**64)
+            for weight, key in zip(weights, keys)
+        ]
 
     cdef list starts(self, list counts):
         """Return the keys by index after the picks of `counts`, reckoned from self.now."""
@@ -431,15 +447,6 @@ cdef class FairRoundRobin(WeightGroups):
                 key -= (self.now - self.spans[g].base) * <int128>self.weight[i]
             keys.append(from_int128(key) + counts[i] * 2**64)
         return keys
-
-    cdef list lags_of(self, list counts):
-        cdef list keys = self.starts(counts)
-        total, one = int(self.total), 2**64
-        now = int(self.now_part) + sum(counts) * one
-        return [
-            Fraction(now * weight - key * total, total * one) if weight else Fraction(key, one)
-            for weight, key in zip([self.weight[i] for i in range(self.n)], keys)
-        ]
 
     cdef object state(self):
         """Return (part of virtual time, lags in units, the indices in the order of the list)."""
@@ -465,12 +472,14 @@ cdef class FairRoundRobin(WeightGroups):
     cdef int restore(self, state) except -1:
         cdef Py_ssize_t i
         cdef list lags, indices
-        part, lags, indices = state[0], list(state[1]), [as_index(i, self.n) for i in state[2]]
+        part, lag, order = state
+        lags, indices = list(lag), [as_index(i, self.n) for i in order]
         if not isinstance(part, int) or not 0 <= part < max(self.total, 1):
             raise ValueError(f"state must have a part of the total weight, got {part!r}")
         if (len(lags) != self.n or not all([isinstance(lag, int) for lag in lags])
                 or any([abs(lag) >> 100 for lag in lags])):
             raise ValueError(f"state must be a list of {self.n} lags, got {lags!r}")
+        self.room_to_lay_out(self.n_live)
         self.settle()
         self.take_order(indices)
         self.now, self.now_part = 0, part

@@ -117,6 +117,7 @@ cdef class InterleavedWeightedRoundRobin(Picker):
             raise MemoryError
         self.resize(self.capacity)
         self.begin()
+        self.is_made(seed)
 
     def __dealloc__(self):
         PyMem_Free(self.nodes)

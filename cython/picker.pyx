@@ -28,6 +28,7 @@ Changes, for algorithms. `weight[i]` changes in `reweigh` only. An algorithm giv
     resize      room for that many indices in its own arrays
     fetch       i is about to change: have memory fetched
     prepare     room for i to have that weight
+    foresee     room for all that an update to a list of these weights does
     appear      i is new and has weight 0: its place is the last of the list
     reweigh     i has another weight from now on: bring the schedule to where the picks are
                 (those handed out, not those of the run), and `note` it
@@ -56,6 +57,7 @@ from cpython.mem cimport (
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
+from operator import index
 from types import GenericAlias
 
 import numpy as np
@@ -70,7 +72,8 @@ from rota.identity import match
 cimport cython
 
 from rota.kernels.picker cimport (
-    AHEAD, FIRST_RUN, LONGEST_RUN, given, keep, lock, lock_t, prefetch, take, unlock,
+    AHEAD, FIRST_RUN, LONGEST_RUN, given, hush, keep, lock, lock_t, prefetch, take, unhush,
+    unlock,
 )
 from rota.kernels.splitmix64 cimport splitmix64_below
 
@@ -233,8 +236,6 @@ cdef class Picker:
             self.n_live += self.weight[i] > 0
             self.total += self.weight[i]
         self.is_large = n >= LARGE
-        if seed is None:
-            unseeded.add(self)
         return 0
 
     cdef int rotate(self, start) except -1:
@@ -245,19 +246,29 @@ cdef class Picker:
             self.start = splitmix64_below(&self.random, self.n)
         return 0
 
+    cdef int is_made(self, seed) except -1:
+        """All is there from here on: a fork may begin it anew."""
+        if seed is None:
+            unseeded.add(self)
+        return 0
+
     cdef bint take_table(self, Py_ssize_t capacity) noexcept nogil:
-        """See to a table of `capacity` indices and more, with nothing walked; False without it."""
-        cdef table_t* table
+        """See to a table of `capacity` indices and more, with nothing walked.
+
+        False without the memory: nothing has changed.
+        """
+        cdef table_t* table = NULL
+        if (self.table == NULL or self.table.capacity < capacity
+                or (self.table.n_readers and self.spare == NULL)):
+            table = new_table(capacity)
+            if table == NULL:
+                return False
         self.forget_run()
-        if self.table != NULL and self.table.capacity >= capacity:
-            return True
-        table = new_table(capacity)
-        if table == NULL:
-            return False
-        PyMem_RawFree(self.spare)
-        self.spare = NULL
-        self.give_up_table()
-        self.table = table
+        if table != NULL:
+            PyMem_RawFree(self.spare)
+            self.spare = NULL
+            self.give_up_table()
+            self.table = table
         return True
 
     cdef void give_up_table(self) noexcept nogil:
@@ -402,6 +413,9 @@ cdef class Picker:
         prefetch(&self.weight[i], 1)
 
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
+        return 0
+
+    cdef int foresee(self, weights) except -1:
         return 0
 
     cdef void appear(self, Py_ssize_t i) noexcept nogil:
@@ -623,6 +637,7 @@ cdef class Picker:
             old = given(self.items[i])
             keep(<PyObject*>instance)
             self.items[i] = <PyObject*>instance
+            self.version += 1
         del old
 
     def update(self, instances, weights=None):
@@ -657,6 +672,10 @@ cdef class Picker:
                 indices, leaving = match(present, known, wanted)
                 whose = indices
                 self.make_room(n - (self.n - self.n_vacant) + len(leaving))
+                free_table(self)
+                if leaving:
+                    self.may_vacate()
+                self.foresee(array)
                 gone = [None] * (len(leaving) + n)
                 if version == self.version:
                     break
@@ -679,6 +698,7 @@ cdef class Picker:
                     whose[k] = self.admit(<PyObject*>wanted[k], view[k])
             if n:
                 self.reorder(&whose[0], n)
+            self.version += 1
         del gone
 
     @property
@@ -704,11 +724,17 @@ cdef class Picker:
 
     def __reduce__(self):
         cdef Py_ssize_t i, k
+        cdef int was
+        is_unseeded = self in unseeded
         with cython.critical_section(self):
-            vacant = [self.vacant[k] for k in range(self.n_vacant)]
-            state = (self.random, vacant, self.state(), self in unseeded)
-            weights = [self.weight[i] for i in range(self.n)]
-            instances = slots(self)
+            was = hush()
+            try:
+                vacant = [self.vacant[k] for k in range(self.n_vacant)]
+                state = (self.random, vacant, self.state(), is_unseeded)
+                weights = [self.weight[i] for i in range(self.n)]
+                instances = slots(self)
+            finally:
+                unhush(was)
         return _rebuild, (type(self), instances, np.array(weights, np.int64), self.options(), state)
 
     def __copy__(self):
@@ -718,23 +744,43 @@ cdef class Picker:
     def _restore(self, state):
         """Go on from the state of another picker with the same arguments (unpickling)."""
         cdef uint64_t random
-        cdef Py_ssize_t k
+        cdef Py_ssize_t i, k
+        cdef int was
         if not isinstance(state, tuple) or len(state) != 4:
             raise ValueError(f"state must have four parts, got {state!r}")
         random = as_uint64("state", state[0])
-        cdef list vacant = [as_index(i, self.n) for i in state[1]]
-        if len(set(vacant)) != len(vacant) or any(self.weight[i] for i in vacant):
+        cdef list vacant = [as_index(index, self.n) for index in state[1]]
+        if len(set(vacant)) != len(vacant):
             raise ValueError(f"state must have indices that were left, got {vacant}")
+        numbers = plain(state[2])
+        # What is above may have run anything; what is below runs nobody else's code.
         with cython.critical_section(self):
-            if vacant:
-                self.may_vacate()
-            for k in range(len(vacant)):
-                self.vacant[k] = vacant[k]
-                self.is_present[<Py_ssize_t>vacant[k]] = False
-            self.n_vacant = len(vacant)
-            self.restore(state[2])
-            self.random = random
-            self.version += 1
+            was = hush()
+            try:
+                for k in range(len(vacant)):
+                    i = vacant[k]
+                    if self.n_vacant or self.weight[i] or <object>self.items[i] is not None:
+                        raise ValueError(f"state must have indices that were left, got {vacant}")
+                if vacant:
+                    self.may_vacate()
+                free_table(self)
+                for k in range(len(vacant)):
+                    i = vacant[k]
+                    self.vacant[k] = i
+                    self.is_present[i] = False
+                self.n_vacant += len(vacant)
+                try:
+                    self.restore(numbers)
+                except BaseException:
+                    self.n_vacant -= len(vacant)
+                    for k in range(len(vacant)):
+                        i = vacant[k]
+                        self.is_present[i] = True
+                    raise
+                self.random = random
+                self.version += 1
+            finally:
+                unhush(was)
         if state[3]:
             unseeded.add(self)  # a child of a fork goes its own way with a copy, too
 
@@ -742,6 +788,7 @@ cdef class Picker:
         """Begin anew from the operating system's entropy: in the child of a fork."""
         cdef uint64_t random = as_seed(None)
         with cython.critical_section(self):
+            free_table(self)  # the readers that a fork has left behind read for ever
             self.random = random
             self.start = splitmix64_below(&self.random, self.n) if self.n else 0
             self.begin()
@@ -753,6 +800,16 @@ def _rebuild(cls, instances, weights, options, state):
     cdef Picker picker = cls(instances, weights, seed=0, **options)
     picker._restore(state)
     return picker
+
+
+cdef object plain(state):
+    """Return a state, of integers and of lists of integers, as just these."""
+    if not isinstance(state, tuple):
+        return state
+    return tuple([
+        [index(number) for number in part] if isinstance(part, (list, tuple)) else index(part)
+        for part in state
+    ])
 
 
 cdef tuple slots(Picker picker):
@@ -820,8 +877,7 @@ cdef class Attempts:
     cdef int32_t first
     cdef bint has_begun
     cdef object first_tried    # the instance
-    cdef list tried            # further instances, and
-    cdef list indices          # theirs
+    cdef list tried            # further ones: index, instance
     cdef uint8_t* is_tried     # one bit per index; NULL until the second attempt
     cdef Py_ssize_t n_tried    # instances with weight among them
 
@@ -851,6 +907,7 @@ cdef class Attempts:
         """Return a reference to the next instance, or NULL when none is left."""
         cdef Picker picker = self.picker
         cdef PyObject* instance
+        cdef object one
         cdef int32_t i
         with cython.critical_section(picker):
             if not self.has_begun:
@@ -867,9 +924,9 @@ cdef class Attempts:
                     return NULL
                 i = self.untried(picker)
                 instance = picker.items[i]
+                one = <object>instance  # kept, whatever making the pair collects
+                self.tried.append((i, one))
                 self.mark(i)
-                self.tried.append(<object>instance)
-                self.indices.append(i)
                 self.n_tried += 1
             keep(instance)
         return instance
@@ -877,9 +934,9 @@ cdef class Attempts:
     cdef int look_again(self) except -1:
         """Find who of those tried is still there, under the same index."""
         cdef Picker picker = self.picker
-        cdef Py_ssize_t k, i
+        cdef tuple pair
         if self.tried is None:
-            self.tried, self.indices = [], []
+            self.tried = []
         cdef uint8_t* is_tried = <uint8_t*>PyMem_Calloc(picker.n // 8 + 1, 1)
         if is_tried == NULL:
             raise MemoryError
@@ -887,9 +944,8 @@ cdef class Attempts:
         self.is_tried = is_tried
         self.version, self.n_tried = picker.version, 0
         self.count(self.first, <PyObject*>self.first_tried)
-        for k in range(len(self.tried)):
-            i = self.indices[k]
-            self.count(i, <PyObject*>self.tried[k])
+        for pair in self.tried:
+            self.count(pair[0], <PyObject*>pair[1])
         return 0
 
     cdef void count(self, Py_ssize_t i, PyObject* instance) noexcept:

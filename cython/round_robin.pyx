@@ -73,6 +73,7 @@ cdef class RoundRobin(Picker):
         self.rotate(start)
         self.resize(self.capacity)
         self.begin()
+        self.is_made(seed)
 
     def __dealloc__(self):
         PyMem_Free(self.order)
@@ -84,7 +85,7 @@ cdef class RoundRobin(Picker):
         return take(self)
 
     cdef int resize(self, Py_ssize_t capacity) except -1:
-        cdef Py_ssize_t words = 2 * capacity // 64 + 1
+        cdef Py_ssize_t words = 2 * capacity // 64 + 1, position = self.where()
         cdef void* moved
         moved = PyMem_Realloc(self.order, max(2 * capacity, 1) * sizeof(int32_t))
         if moved == NULL:
@@ -100,9 +101,9 @@ cdef class RoundRobin(Picker):
         self.bits = <uint64_t*>moved
         memset(self.bits + self.n_words, 0, (words - self.n_words) * sizeof(uint64_t))
         self.n_words = words
-        self.settle()
         if not self.take_table(max(capacity, SMALLEST_TABLE)):
             raise MemoryError
+        self.position = position
         return 0
 
     cdef int begin(self) except -1:
@@ -260,12 +261,12 @@ cdef class RoundRobin(Picker):
 
     cdef int restore(self, state) except -1:
         cdef Py_ssize_t k, position, count
-        order, position = state
+        order, place = state
         order = [as_index(i, self.n) for i in order]
         count = len(order)
+        position = as_index(place, max(count, 1))
         if (count != self.n - self.n_vacant or len(set(order)) != count
-                or not all([self.is_present[<Py_ssize_t>i] for i in order])
-                or not 0 <= position < max(count, 1)):
+                or not all([self.is_present[<Py_ssize_t>i] for i in order])):
             raise ValueError(f"state must be an order and a place in it, got {state!r}")
         self.forget_run()
         memset(self.bits, 0, self.n_words * sizeof(uint64_t))

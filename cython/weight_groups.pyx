@@ -274,6 +274,7 @@ cdef class WeightGroups(Picker):
         PyMem_Free(self.nodes)
         PyMem_Free(self.rank)
         PyMem_Free(self.buckets)
+        PyMem_Free(self.entries)
         PyMem_RawFree(self.marks)
 
     cdef int128 credit(self, Py_ssize_t i) noexcept nogil:
@@ -636,6 +637,13 @@ cdef class WeightGroups(Picker):
             self.reserve_groups(self.n_groups + 1)
         return 0
 
+    cdef int foresee(self, weights) except -1:
+        cdef Py_ssize_t count = len(weights)
+        if LAST_RANK - self.next_rank <= count:
+            self.renumber()
+        self.reserve_groups(self.n_groups + len(set(weights.tolist())))
+        return self.room_to_lay_out(count)
+
     cdef void appear(self, Py_ssize_t i) noexcept nogil:
         self.nodes[i].group = -1
         self.nodes[i].key = 0
@@ -661,6 +669,8 @@ cdef class WeightGroups(Picker):
                     < self.rank[order[(first + k - 1) % count]]):
                 break
         else:
+            PyMem_Free(self.entries)
+            self.entries = NULL
             return 0
         self.settle()
         for k in range(count):
@@ -675,6 +685,7 @@ cdef class WeightGroups(Picker):
         """Give the ranks out again from 0, in the same order: once in 2**31 additions."""
         cdef entry_t* entries = <entry_t*>PyMem_Malloc(max(self.n, 1) * sizeof(entry_t))
         cdef Py_ssize_t i, k, count = 0
+        cdef int32_t g, place
         if entries == NULL:
             raise MemoryError
         for i in range(self.n):
@@ -689,11 +700,16 @@ cdef class WeightGroups(Picker):
             self.rank[entries[k].index] = k
         self.next_rank = count
         PyMem_Free(entries)
+        for g in range(self.n_ids):
+            for place in range(self.groups[g].n_heap):
+                i = self.groups[g].heap[place].index
+                self.groups[g].heap[place].rank = self.rank[i]
         return 0
 
     cdef int begin(self) except -1:
         cdef Py_ssize_t i
         cdef int32_t rank = 0
+        self.room_to_lay_out(self.n_live)
         for i in range(self.n):
             self.nodes[i].key = 0
         for i in range(self.start, self.n):
@@ -705,63 +721,70 @@ cdef class WeightGroups(Picker):
         self.next_rank = rank
         return self.lay_out()
 
+    cdef int room_to_lay_out(self, Py_ssize_t count) except -1:
+        """See to the memory in which `lay_out` sorts so many with weight."""
+        cdef void* moved = PyMem_Realloc(self.entries, max(count, 1) * sizeof(entry_t))
+        if moved == NULL:
+            raise MemoryError
+        self.entries = moved
+        return 0
+
     cdef int lay_out(self) except -1:
-        """Form the groups anew from weights, ranks, and credits (the keys). O(n log n)."""
-        cdef entry_t* entries
+        """Form the groups anew from weights, ranks, and credits (which the keys are). O(n log n).
+
+        There is room; it can only fail where there were fewer groups.
+        """
+        cdef entry_t* entries = <entry_t*>self.entries
         cdef Py_ssize_t i, k, count = 0, first
         cdef int32_t g, n_groups = 0, length
-        entries = <entry_t*>PyMem_Malloc(max(self.n_live, 1) * sizeof(entry_t))
-        if entries == NULL:
-            raise MemoryError
-        try:
-            for i in range(self.n):
-                self.nodes[i].group = -1
-                if self.weight[i]:
-                    entries[count].weight = self.weight[i]
-                    entries[count].credit = self.nodes[i].key
-                    entries[count].rank = self.rank[i]
-                    entries[count].index = i
-                    count += 1
-            qsort(entries, count, sizeof(entry_t), in_order)
-            for k in range(count):
-                n_groups += k == 0 or entries[k].weight != entries[k - 1].weight
-            self.forget_run()
-            self.run = NULL
-            self.is_walking = False
-            self.n_groups = self.n_ids = self.n_strangers = 0
-            self.free_id = -1
-            self.divisor = 0
-            for g in range(self.group_capacity):
-                PyMem_RawFree(self.groups[g].heap)
-            if self.group_capacity:
-                memset(self.groups, 0, self.group_capacity * sizeof(group_t))
-            if self.n_buckets:
-                memset(self.buckets, 0xFF, self.n_buckets * sizeof(int32_t))
-            self.clear()
-            self.reserve_groups(n_groups)
-            first = 0
-            while first < count:
-                length = 1
-                while (first + length < count
-                       and entries[first + length].weight == entries[first].weight):
-                    length += 1
-                g = open_group(self, entries[first].weight)
-                for k in range(first, first + length):
-                    i = entries[k].index
-                    self.nodes[i].group = g
-                    self.nodes[i].key = self.line(g) - entries[k].credit
-                    link(self.nodes, i, self.groups[g].head)
-                    if self.groups[g].head < 0:
-                        self.groups[g].head = i
-                for k in range(length):
-                    self.nodes[entries[first + k].index].ahead = (
-                        entries[first + (k + AHEAD_IN_CHAIN) % length].index
-                    )
-                self.groups[g].n_members = length
-                self.choose(g)
-                first += length
-        finally:
-            PyMem_Free(entries)
+        for i in range(self.n):
+            if self.weight[i]:
+                entries[count].weight = self.weight[i]
+                entries[count].credit = self.nodes[i].key
+                entries[count].rank = self.rank[i]
+                entries[count].index = i
+                count += 1
+        qsort(entries, count, sizeof(entry_t), in_order)
+        for k in range(count):
+            n_groups += k == 0 or entries[k].weight != entries[k - 1].weight
+        self.reserve_groups(n_groups)
+        for i in range(self.n):
+            self.nodes[i].group = -1
+        self.forget_run()
+        self.run = NULL
+        self.is_walking = False
+        self.n_groups = self.n_ids = self.n_strangers = 0
+        self.free_id = -1
+        self.divisor = 0
+        for g in range(self.group_capacity):
+            PyMem_RawFree(self.groups[g].heap)
+        if self.group_capacity:
+            memset(self.groups, 0, self.group_capacity * sizeof(group_t))
+            memset(self.buckets, 0xFF, self.n_buckets * sizeof(int32_t))
+        self.clear()
+        first = 0
+        while first < count:
+            length = 1
+            while (first + length < count
+                   and entries[first + length].weight == entries[first].weight):
+                length += 1
+            g = open_group(self, entries[first].weight)
+            for k in range(first, first + length):
+                i = entries[k].index
+                self.nodes[i].group = g
+                self.nodes[i].key = self.line(g) - entries[k].credit
+                link(self.nodes, i, self.groups[g].head)
+                if self.groups[g].head < 0:
+                    self.groups[g].head = i
+            for k in range(length):
+                self.nodes[entries[first + k].index].ahead = (
+                    entries[first + (k + AHEAD_IN_CHAIN) % length].index
+                )
+            self.groups[g].n_members = length
+            self.choose(g)
+            first += length
+        PyMem_Free(self.entries)
+        self.entries = NULL
         return 0
 
     # -- what each algorithm gives ------------------------------------------------------------

@@ -414,6 +414,7 @@ cdef class WeightedRandom(Picker):
         self.hold(instances, weights, seed)
         self.resize(self.capacity)
         self.begin()
+        self.is_made(seed)
 
     def __dealloc__(self):
         give_up(self.columns)

@@ -54,7 +54,7 @@ from rota.arguments import as_index
 
 cimport cython
 
-from rota.kernels.picker cimport take
+from rota.kernels.picker cimport hush, take, unhush
 from rota.kernels.splitmix64 cimport int128
 from rota.kernels.weight_groups cimport (
     LONGEST_STRETCH, WeightGroups, as_int128, from_int128, group_t,
@@ -84,7 +84,9 @@ cdef extern from *:
             }
         else
             for (Py_ssize_t k = 0; k < n; k++) {
-                int64_t value = front[k] += rate[k] * picks;
+                /* Of a cycle's picks it may wrap, and `lead` brings it back. */
+                int64_t value = front[k] =
+                    (int64_t)((uint64_t)front[k] + (uint64_t)rate[k] * (uint64_t)picks);
                 top = value > top ? value : top;
             }
         for (Py_ssize_t k = 0; k < n; k++) {
@@ -171,6 +173,7 @@ cdef class WeightedRoundRobin(WeightGroups):
         self.rotate(start)
         self.resize(self.capacity)
         self.begin()
+        self.is_made(seed)
 
     def __dealloc__(self):
         PyMem_Free(self.front)
@@ -331,6 +334,10 @@ cdef class WeightedRoundRobin(WeightGroups):
 
     cdef void passed(self, Py_ssize_t picks) noexcept nogil:
         self.pending += picks
+        if not -2 * LONGEST_STRETCH <= self.pending <= 2 * LONGEST_STRETCH:
+            # Many, of a cycle: short of them a front might not fit, and the leaders that
+            # bring it back are about to be told of.
+            self.grow()
 
     # -- changes ------------------------------------------------------------------------
 
@@ -339,6 +346,12 @@ cdef class WeightedRoundRobin(WeightGroups):
         if self.is_narrow and others + weight >= NARROW_TOTAL:
             self.widen()
         return WeightGroups.prepare(self, i, weight)
+
+    cdef int foresee(self, weights) except -1:
+        # On the way it is never more than before and after.
+        if self.is_narrow and sum(weights.tolist()) >= NARROW_TOTAL:
+            self.widen()
+        return WeightGroups.foresee(self, weights)
 
     cdef int widen(self) except -1:
         """Go over to 128 bits."""
@@ -373,8 +386,13 @@ cdef class WeightedRoundRobin(WeightGroups):
         drained keeps what it had. O(n), and O(period) from a table. All later picks follow
         from them.
         """
+        cdef int was
         with cython.critical_section(self):
-            return self.credits()
+            was = hush()
+            try:
+                return self.credits()
+            finally:
+                unhush(was)
 
     cdef list credits(self):
         cdef Py_ssize_t i
@@ -392,12 +410,14 @@ cdef class WeightedRoundRobin(WeightGroups):
     cdef int restore(self, state) except -1:
         cdef Py_ssize_t i
         cdef list values, indices
-        values, indices = list(state[0]), [as_index(i, self.n) for i in state[1]]
+        value, order = state
+        values, indices = list(value), [as_index(i, self.n) for i in order]
         if (len(values) != self.n or not all([isinstance(value, int) for value in values])
                 or any([abs(value) >> 80 for value in values])):
             raise ValueError(f"state must be a list of {self.n} current weights, got {values!r}")
         if self.is_narrow and any([abs(value) >= NARROW_CREDIT for value in values]):
             self.widen()
+        self.room_to_lay_out(self.n_live)
         self.settle()
         self.take_order(indices)
         for i in range(self.n):

@@ -29,4 +29,3 @@ cdef class FairRoundRobin(WeightGroups):
     cdef void push(self, int32_t g) noexcept nogil
     cdef void pull_out(self, int32_t g) noexcept nogil
     cdef list starts(self, list counts)
-    cdef list lags_of(self, list counts)

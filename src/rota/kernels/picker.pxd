@@ -22,6 +22,16 @@ cdef extern from *:
     #define rota_unlock(lock) ((void)(lock))
     #endif
     #define rota_given(reference) (reference)
+
+    /* Before 3.12 the garbage is collected where a container is made, and with that any
+       finalizer runs. Not so between these two. */
+    #if PY_VERSION_HEX < 0x030C0000
+    #define rota_hush() PyGC_Disable()
+    #define rota_unhush(was) ((was) ? (void)PyGC_Enable() : (void)0)
+    #else
+    #define rota_hush() 0
+    #define rota_unhush(was) ((void)(was))
+    #endif
     """
     ctypedef struct lock_t "rota_lock_t":
         pass
@@ -32,6 +42,8 @@ cdef extern from *:
     # A reference is counted while the lock is held, and handed on after it.
     void keep "Py_INCREF"(PyObject* reference) noexcept
     object given "rota_given"(PyObject* reference)
+    int hush "rota_hush"() noexcept
+    void unhush "rota_unhush"(int was) noexcept
 
 cdef enum:
     # A pick of a large picker fetches the reference count of the one that comes so many
@@ -81,6 +93,7 @@ cdef class Picker:
     # What the algorithms use.
     cdef int hold(self, instances, weights, seed) except -1
     cdef int rotate(self, start) except -1
+    cdef int is_made(self, seed) except -1
     cdef bint take_table(self, Py_ssize_t capacity) noexcept nogil
     cdef void give_up_table(self) noexcept nogil
     cdef void forget_run(self) noexcept nogil
@@ -99,6 +112,7 @@ cdef class Picker:
     cdef int resize(self, Py_ssize_t capacity) except -1
     cdef void fetch(self, Py_ssize_t i) noexcept nogil
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1
+    cdef int foresee(self, weights) except -1
     cdef void appear(self, Py_ssize_t i) noexcept nogil
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil
     cdef void vanish(self, Py_ssize_t i) noexcept nogil

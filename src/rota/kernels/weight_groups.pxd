@@ -62,6 +62,7 @@ cdef class WeightGroups(Picker):
     cdef bint is_turning         # since the walk began, each pick went behind the tail
     cdef Py_ssize_t lap          # picks in a period, of the table
     cdef mark_t* marks           # by id
+    cdef void* entries           # for `lay_out`
 
     # What the algorithms use.
     cdef void join(self, Py_ssize_t i, int64_t weight, int128 credit) noexcept nogil
@@ -74,6 +75,7 @@ cdef class WeightGroups(Picker):
     cdef void choose(self, int32_t g) noexcept nogil
     cdef int128 credit(self, Py_ssize_t i) noexcept nogil
     cdef int64_t common_divisor(self) noexcept nogil
+    cdef int room_to_lay_out(self, Py_ssize_t count) except -1
     cdef int lay_out(self) except -1
     cdef int renumber(self) except -1
     cdef void count(self, Py_ssize_t picks) noexcept nogil
@@ -108,5 +110,5 @@ cdef inline object from_int128(int128 value):
 cdef inline int128 as_int128(object value) except? -1:
     cdef int128 wide = <int64_t>(value >> 62)
     cdef int128 low = <int64_t>(value & 0x3FFFFFFFFFFFFFFF)
-    wide = wide << 62
+    wide = wide * <int128>0x4000000000000000
     return wide + low

@@ -153,6 +153,7 @@ class Picker(Generic[T]):
         """Put another object in the place of the instance at `index`."""
         with self._lock:
             self._instances[self._index(index)] = instance
+            self._version += 1
 
     def update(self, instances: Iterable[T], weights: Any = None) -> None:
         """Go over to these instances and weights; who stays keeps index and state."""
