@@ -57,7 +57,7 @@ from cpython.mem cimport (
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from operator import index
+import operator
 from types import GenericAlias
 
 import numpy as np
@@ -749,7 +749,7 @@ cdef class Picker:
         if not isinstance(state, tuple) or len(state) != 4:
             raise ValueError(f"state must have four parts, got {state!r}")
         random = as_uint64("state", state[0])
-        cdef list vacant = [as_index(index, self.n) for index in state[1]]
+        cdef list vacant = [as_index(i, self.n) for i in state[1]]
         if len(set(vacant)) != len(vacant):
             raise ValueError(f"state must have indices that were left, got {vacant}")
         numbers = plain(state[2])
@@ -806,10 +806,14 @@ cdef object plain(state):
     """Return a state, of integers and of lists of integers, as just these."""
     if not isinstance(state, tuple):
         return state
-    return tuple([
-        [index(number) for number in part] if isinstance(part, (list, tuple)) else index(part)
-        for part in state
-    ])
+    try:
+        return tuple([
+            [operator.index(number) for number in part] if isinstance(part, (list, tuple))
+            else operator.index(part)
+            for part in state
+        ])
+    except TypeError:
+        raise TypeError(f"state must be of integers, got {state!r}") from None
 
 
 cdef tuple slots(Picker picker):
