@@ -1,5 +1,6 @@
 """Pickers that change while they pick: set_weight, add, remove, replace, update."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -385,6 +386,19 @@ def test_attempts_follow_changes(make):
     assert sorted(iter(attempts)) == list(range(40))
 
 
+def test_attempts_follow_replacements(make, reference, picker_name):
+    """Who is put in the place of one tried is another."""
+    pickers = make(range(6), seed=4), getattr(reference, picker_name)(range(6), seed=4)
+    given = []
+    for picker in pickers:
+        attempts = picker.attempts()
+        tried = [attempts.next() for _ in range(3)]
+        picker.replace(picker.instances.index(tried[2]), "new")
+        given.append(tried + list(attempts))
+    assert given[0] == given[1]
+    assert "new" in given[0]
+
+
 def test_a_stream_goes_on_after_changes(make):
     picker = make(["a"], [1])
     stream = iter(picker)
@@ -471,6 +485,101 @@ def test_comparing_may_change_the_picker(make):
         [str(meddler), "a"]
     )
     assert len(picker) == 2
+
+
+def test_garbage_may_change_the_picker(kernels, picker_name):
+    """Before Python 3.12 any container that is made may collect, and so run a finalizer."""
+    picker = getattr(kernels, picker_name)(range(40), [1 + i % 5 for i in range(40)], seed=1)
+    rng, thresholds = random.Random(3), gc.get_threshold()
+    is_busy = False
+
+    def change(phase, info):
+        nonlocal is_busy
+        if not is_busy:
+            is_busy = True
+            for _ in range(9):
+                picker.add(rng.random(), rng.randrange(9))
+            there = [x for x in picker.instances if x is not None]
+            picker.update(rng.sample(there, 30), [rng.randrange(9) for _ in range(30)])
+            picker.pick_many(rng.randrange(200))
+            is_busy = False
+
+    gc.callbacks.append(change)
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(100):
+            picker.pick_many(rng.randrange(200))
+            copy.copy(picker).pick_many(10)
+            for name in ("lags", "current_weights"):
+                getattr(picker, name, None)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(change)
+    there = {x for x in picker.instances if x is not None}
+    assert len(there) == len(picker)
+    assert set(picker.pick_many(5000)) <= there
+
+
+def test_no_memory_changes_nothing(kernels, picker_name):
+    """Wherever memory fails, a change has not been made, and can be made later."""
+    testcapi = pytest.importorskip("_testcapi")
+    if hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled():
+        pytest.skip("the allocator cannot be exchanged")
+
+    def made():
+        picker = getattr(kernels, picker_name)(range(8), [3, 1, 4, 1, 5, 0, 2, 6], seed=1)
+        picker.pick_many(30)
+        return picker
+
+    news = [7, 6, 2, *(f"new {k}" for k in range(40)), 1]
+    for change in (
+        lambda picker: picker.set_weight(1, 77),
+        lambda picker: picker.set_weight(2, 2**55),
+        lambda picker: picker.add("x", 78),
+        lambda picker: picker.remove(3),
+        lambda picker: picker.update(news, range(100, 144)),
+        lambda picker: picker.update(news, [2**51] * 44),
+        lambda picker: picker.update([7, 6, 4, 2, 1, 0]),
+    ):
+        for start in range(1000):
+            picker, untouched = made(), made()
+            testcapi.set_nomemory(start)
+            try:
+                change(picker)
+            except MemoryError:
+                is_done = False
+            else:
+                is_done = True
+            finally:
+                testcapi.remove_mem_hooks()
+            if is_done:
+                break
+            assert picker.instances == untouched.instances
+            assert picker.weights.tolist() == untouched.weights.tolist()
+            assert picker.pick_many(100) == untouched.pick_many(100)
+            change(picker)
+            assert None not in picker.pick_many(100)
+        else:
+            raise AssertionError("it fails for ever")
+
+
+def test_attempts_without_memory(kernels, picker_name):
+    """Who could not be noted as tried is not taken for tried."""
+    testcapi = pytest.importorskip("_testcapi")
+    if hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled():
+        pytest.skip("the allocator cannot be exchanged")
+    for start in range(12):
+        attempts = getattr(kernels, picker_name)(range(300, 308), seed=1).attempts()
+        attempts.next(), attempts.next()
+        testcapi.set_nomemory(start, start + 3)
+        try:
+            for _ in range(6):
+                attempts.next()
+        except MemoryError:
+            pass
+        finally:
+            testcapi.remove_mem_hooks()
+        assert set(attempts) <= set(range(300, 308))
 
 
 def test_a_picker_in_a_cycle_is_collected_after_changes(make):
@@ -565,3 +674,58 @@ def test_without_memory_nothing_changes(kernels, picker_name):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
+
+
+# -- states of others ---------------------------------------------------------------------------
+
+
+def test_states_of_others_break_nothing(kernels, picker_name):
+    """What is no state is refused, and the picker is as it was."""
+    make = getattr(kernels, picker_name)
+    picker, untouched = (make(range(5), [0, 1, 2, 3, 0], seed=1) for _ in range(2))
+    lists = ([], [0], [0, 1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3], [3, 3], [-1], [9], ["a"], [2**90])
+    numbers = (-1, 1.5, 2**70, None, "a")
+    parts = (*lists, *numbers)
+    bad = [(), None, 7, *((part,) for part in parts), *((1, 2, part) for part in parts)]
+    bad += [(part, number) for part in lists for number in numbers]
+    bad += [(number, part, part) for part in lists for number in numbers]
+    for vacant in ([], [0], [0, 4], [4, 0]):
+        for state in bad:
+            with pytest.raises((ValueError, TypeError, OverflowError)):
+                picker._restore((0, vacant, state, False))
+    for vacant in ([0], [1], [0, 0]):  # who is there, has weight, twice
+        with pytest.raises(ValueError, match="left"):
+            picker._restore((0, vacant, None, False))
+    assert len(picker) == 5
+    assert picker.add("x", 1) == untouched.add("x", 1)
+    assert picker.pick_many(500) == untouched.pick_many(500)
+
+
+def test_numbers_of_a_state_may_change_the_picker(kernels, picker_name):
+    make = getattr(kernels, picker_name)
+
+    class Number:
+        def __index__(self):
+            for k in range(20):
+                picker.add(k, k)
+            return 0
+
+    class Kind(int):
+        __abs__ = __rshift__ = __and__ = __le__ = Number.__index__
+
+    for number in (Number(), Kind(2)):
+        for state in [
+            ([0, 1, 2], number),
+            ([number] * 3, [0, 1, 2]),
+            ([0, 1, 2], [number] * 3),
+            (number, [number] * 3, [0, 1, 2]),
+            (0, [number] * 3, [0, 1, 2]),
+            (1, [0, 1, 2], [number, 2, 2], []),
+            (number, 0),
+        ]:
+            picker = make(range(3), [2, 2, 2], seed=1)
+            with contextlib.suppress(ValueError, TypeError):
+                picker._restore((0, [], state, False))
+            picker.set_weight(1, 7)
+            assert None not in picker.pick_many(500)
+            assert len(picker) == len(picker.instances)

@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 
+from rota.fork import _reseed
+
 FORK = """
 import copy, os, pickle, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -59,6 +61,53 @@ def test_forked_children(impl, picker_name):
     assert any_of_the_dead == "False"
     assert same == "1"
     assert never == "[5, 6]"
+
+
+BESIDE_A_FILL = """
+import os, threading
+import numpy as np
+from rota.kernels.{stem} import {name} as Made
+
+picker, out = Made(range(50_000)), np.zeros(50_000_000, np.int32)
+picker.fill(out[:200_000])
+thread = threading.Thread(target=picker.fill, args=(out,))
+out[-1] = -7
+thread.start()
+pid = os.fork()
+if pid == 0:
+    picker.pick_many(10)
+    picker.set_weight(3, 0)
+    os._exit(0 if 3 not in picker.pick_many(60_000) else 1)
+status = os.waitpid(pid, 0)[1]
+thread.join()
+assert status == 0, status
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_beside_a_fill(kernels, picker_name):
+    """In the child nobody will ever be done with the table that is read in the parent."""
+    stem = getattr(kernels, picker_name).__module__.rsplit(".", 1)[1]
+    program = BESIDE_A_FILL.format(stem=stem, name=picker_name)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fork_while_a_picker_is_made(make, picker_name):
+    """It begins anew only what has begun."""
+    if picker_name == "WeightedRandom":
+        pytest.skip("it has no start: nothing runs while it is made")
+
+    class Start:
+        def __index__(self):
+            _reseed()
+            return 3
+
+    picker = make(range(100), range(100), start=Start())
+    assert 0 not in picker.pick_many(300)
 
 
 INTERPRETER = """

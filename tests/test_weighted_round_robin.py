@@ -336,3 +336,20 @@ def test_many_distinct_weights(kernels, reference):
             if rng.random() < 0.2:
                 assert one.pick_many(2) == other.pick_many(2)
     assert one.current_weights == other.current_weights
+
+
+@pytest.mark.parametrize("n_picks", [32_700, 32_767, 33_000])
+def test_a_change_in_a_long_cycle_of_large_weights(kernels, reference, n_picks):
+    """Half a period is up to 2**15 picks, W up to 2**50: what was lent is past 64 bits."""
+    weights = [30_001 * 2**34, 30_001 * 2**34, 5_533 * 2**34]  # W / gcd is 65,535
+    for i, weight in [(1, weights[2]), (2, weights[0]), (0, 7), (0, 0)]:
+        one = kernels.WeightedRoundRobin(range(3), weights, start=0)
+        other = reference.WeightedRoundRobin(range(3), weights, start=0)
+        out = np.empty(65_535 + n_picks, np.int32)
+        one.fill(out)
+        state = np.array(weights, object) * len(out)
+        other._current = list(state - np.bincount(out, minlength=3).astype(object) * sum(weights))
+        for picker in (one, other):
+            picker.set_weight(i, weight)
+        assert one.current_weights == other.current_weights
+        assert one.pick_many(2000) == other.pick_many(2000)
