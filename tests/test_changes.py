@@ -5,7 +5,6 @@ import copy
 import gc
 import pickle
 import random
-import subprocess
 import sys
 import weakref
 from fractions import Fraction
@@ -619,61 +618,6 @@ def test_a_storm(kernels, reference, picker_name):
             present.pop()
         n_picks = rng.choice([0, 1, 1, 3])
         assert one.pick_many(n_picks) == other.pick_many(n_picks)
-
-
-NO_MEMORY = """
-import copy
-from _testcapi import remove_mem_hooks, set_nomemory
-from rota.kernels.{stem} import {name} as Made
-
-CHANGES = [
-    lambda picker: picker.set_weight(1, 77),
-    lambda picker: picker.set_weight(0, 2**50),
-    lambda picker: picker.add("new", 5),
-    lambda picker: picker.remove(2),
-    lambda picker: picker.update(["b", "x", "y", "a"] + ["z"] * 20, range(1, 25)),
-    lambda picker: picker.attempts().next(),
-    lambda picker: picker.pick_many(70),
-    lambda picker: copy.copy(picker),
-]
-n_failed = 0
-for k, change in enumerate(CHANGES):
-    for at in range(60):
-        picker = Made(list("abcd"), [3, 0, 2, 4], seed=1)
-        picker.pick_many(at % 7)
-        untouched = copy.copy(picker)
-        before = picker.instances, picker.weights.tolist(), len(picker)
-        failed = None
-        set_nomemory(at, at + 1)
-        try:
-            change(picker)
-        except (MemoryError, SystemError) as error:  # the latter is what numpy makes of it
-            failed = error
-        finally:
-            remove_mem_hooks()
-        if failed is None:
-            continue
-        n_failed += 1
-        if k < 5:  # the others may have taken picks
-            now = picker.instances, picker.weights.tolist(), len(picker)
-            assert now == before, (k, at, before, now)
-            assert picker.pick_many(100) == untouched.pick_many(100), (k, at)
-        picker.update(["b", "x"], [1, 2])
-        assert set(picker.pick_many(200)) == {{"b", "x"}}, (k, at)
-print(n_failed)
-"""
-
-
-def test_without_memory_nothing_changes(kernels, picker_name):
-    """Each allocation of a change fails once; the picker is as it was, and goes on."""
-    pytest.importorskip("_testcapi", reason="this Python cannot be made to run out of memory")
-    stem = getattr(kernels, picker_name).__module__.rsplit(".", 1)[1]
-    done = subprocess.run(
-        [sys.executable, "-c", NO_MEMORY.format(stem=stem, name=picker_name)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20
 
 
 # -- states of others ---------------------------------------------------------------------------
