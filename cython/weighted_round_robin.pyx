@@ -34,7 +34,7 @@ Invariants
   exact share, whatever changes (Coppersmith et al. 2011), and H(2**31) < 23.
 
 Cost: a pick is O(1) in a cycle, else O(distinct weights / 8) for a stretch, with vectors,
-and 3 ns for each pick of it. A change is that of a queue, and the next pick looks at all
+and some 10 ns for each pick of it. A change is that of a queue, and the next pick looks at all
 distinct weights; the first change in a cycle goes through up to half of the period, 32,768
 picks at most (some 50 us), to find the state. Widening, at the change that brings W to
 2**50, is O(distinct weights). Building is O(n log n); 53 bytes an instance and some 100 for
