@@ -96,17 +96,24 @@ def test_a_fork_beside_a_fill(kernels, picker_name):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_fork_while_a_picker_is_made(make, picker_name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RoundRobin",
+        "WeightedRoundRobin",
+        "FairRoundRobin",
+        "InterleavedWeightedRoundRobin",
+    ],
+)
+def test_a_fork_while_a_picker_is_made(impl, name):
     """It begins anew only what has begun."""
-    if picker_name == "WeightedRandom":
-        pytest.skip("it has no start: nothing runs while it is made")
 
     class Start:
         def __index__(self):
             _reseed()
             return 3
 
-    picker = make(range(100), range(100), start=Start())
+    picker = getattr(impl, name)(range(100), range(100), start=Start())
     assert 0 not in picker.pick_many(300)
 
 
