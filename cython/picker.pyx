@@ -666,8 +666,12 @@ cdef class Picker:
         with cython.critical_section(self):
             while True:
                 version = self.version
-                present = [i for i in range(self.n) if self.is_present[i]]
-                known = [<object>self.items[i] for i in present]
+                # No comprehensions: those of Cython 3.3 let an object go twice without memory.
+                present, known = [], []
+                for i in range(self.n):
+                    if self.is_present[i]:
+                        present.append(i)
+                        known.append(<object>self.items[i])
                 # Comparing runs Python, and so may the new arrays.
                 indices, leaving = match(present, known, wanted)
                 whose = indices
@@ -819,8 +823,11 @@ cdef object plain(state):
 cdef tuple slots(Picker picker):
     """Return the instances by index."""
     cdef Py_ssize_t i
+    cdef list found = []
     with cython.critical_section(picker):
-        return tuple([<object>picker.items[i] for i in range(picker.n)])
+        for i in range(picker.n):
+            found.append(<object>picker.items[i])
+    return tuple(found)
 
 
 cdef void swap_items(PyObject** one, PyObject** other, Py_ssize_t n) noexcept:

@@ -599,7 +599,7 @@ cdef class WeightedRandom(Picker):
         cdef Py_ssize_t k
         cdef uint64_t stream
         cdef columns_t* columns
-        if self.n_live == 0:
+        if self.n_live == 0 or count == 0:
             return Picker.write(self, out, count)
         while self.cursor < self.end or self.n_left and count:
             if self.cursor == self.end:

@@ -349,6 +349,15 @@ def test_growth_from_nothing(make):
     assert picker.pick_many(3) == ["back"] * 3
 
 
+def test_a_fill_of_nothing(make):
+    """Also before there is any schedule to read from."""
+    picker, nothing = make([]), np.zeros(0, np.int32)
+    picker.fill(nothing)
+    picker.add("a")
+    picker.fill(nothing)
+    assert picker.pick() == "a"
+
+
 def test_many_comings_and_goings_do_not_grow(make):
     """One index for one instance at a time, however many there were."""
     picker = make(range(10), seed=1)
