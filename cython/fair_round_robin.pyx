@@ -63,9 +63,7 @@ cimport cython
 
 from rota.kernels.picker cimport hush, take, unhush
 from rota.kernels.splitmix64 cimport int128, uint128
-from rota.kernels.weight_groups cimport (
-    LONGEST_STRETCH, WeightGroups, as_int128, from_int128, group_t,
-)
+from rota.kernels.weight_groups cimport WeightGroups, as_int128, from_int128, group_t
 
 cdef extern from *:
     """
@@ -406,9 +404,7 @@ cdef class FairRoundRobin(WeightGroups):
         self.room_to_lay_out(self.n_live)
         self.settle()
         self.now = self.now_part = 0
-        WeightGroups.begin(self)
-        self.run_length = LONGEST_STRETCH
-        return 0
+        return WeightGroups.begin(self)
 
     @property
     def lags(self):
@@ -486,5 +482,5 @@ cdef class FairRoundRobin(WeightGroups):
         for i in range(self.n):
             self.nodes[i].key = as_int128(lags[i])
         self.lay_out()
-        self.run_length = LONGEST_STRETCH
+        self.rest()
         return 0

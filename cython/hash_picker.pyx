@@ -41,9 +41,9 @@ from rota.roster import Roster
 
 cimport cython
 
-from rota.kernels.hash_picker cimport handed_on, instance_at
+from rota.kernels.hash_picker cimport instance_at
 from rota.kernels.murmur3 cimport hash_key
-from rota.kernels.picker cimport lock, lock_t, unlock
+from rota.kernels.picker cimport given, lock, lock_t, unlock
 from rota.kernels.splitmix64 cimport uint128
 
 
@@ -203,7 +203,7 @@ cdef class HashPicker:
         lock(&section, <PyObject*>self.slots)
         instance = instance_at(self, hash_picker_index(self, place))
         unlock(&section)
-        return handed_on(instance)
+        return given(instance)
 
     def pick_index(self, key):
         """Return the index of the instance that owns `key`, or None. O(1) expected."""
@@ -215,8 +215,8 @@ cdef class HashPicker:
 
     def pick_many(self, keys):
         """Return the owners of `keys`: [pick(key) for key in keys], looked up in blocks."""
-        cdef list given = list(keys)
-        cdef Py_ssize_t n = len(given), k, done = 0, block
+        cdef list asked = list(keys)
+        cdef Py_ssize_t n = len(asked), k, done = 0, block
         cdef uint64_t places[BLOCK]
         cdef int32_t found[BLOCK]
         cdef list picks = [None] * n
@@ -225,7 +225,7 @@ cdef class HashPicker:
         while done < n:
             block = min(n - done, BLOCK)
             for k in range(block):
-                self.place(given[done + k], &places[k])
+                self.place(asked[done + k], &places[k])
             lock(&section, <PyObject*>self.slots)
             if self.load_factor:
                 for k in range(block):
@@ -332,7 +332,7 @@ cdef class HashPicker:
         unlock(&section)
         if i < 0:
             return None
-        lease.instance = handed_on(instance)
+        lease.instance = given(instance)
         lease.picker = self
         return lease
 
@@ -494,7 +494,7 @@ cdef object item_of(list items, Py_ssize_t i):
     item = <PyObject*>PyList_GET_ITEM(items, i)
     Py_INCREF(<object>item)
     unlock(&section)
-    return handed_on(item)
+    return given(item)
 
 
 cdef bint is_of(HashPicker picker, uint64_t version) noexcept:
@@ -554,7 +554,7 @@ cdef class HashAttempts:
         while True:
             lock(&section, <PyObject*>picker.slots)
             i = hash_picker_index(picker, place)
-            instance = handed_on(instance_at(picker, i))
+            instance = given(instance_at(picker, i))
             version = picker.version
             unlock(&section)
             if i < 0:
@@ -586,7 +586,7 @@ cdef class HashAttempts:
             if walk.version != picker.version:
                 walk[0] = picker.begin(place)
             i = picker.step(walk)
-            instance = handed_on(instance_at(picker, i))
+            instance = given(instance_at(picker, i))
             unlock(&section)
             if i < 0:
                 return None

@@ -46,9 +46,9 @@ from rota.ring import rule as rule_of
 
 cimport cython
 
-from rota.kernels.hash_picker cimport Changing, HashPicker, handed_on, instance_at, walk_t
+from rota.kernels.hash_picker cimport Changing, HashPicker, instance_at, walk_t
 from rota.kernels.murmur3 cimport MOST_DIGITS, decimal, murmur3_x64_128
-from rota.kernels.picker cimport lock, lock_t, unlock
+from rota.kernels.picker cimport given, lock, lock_t, unlock
 from rota.kernels.splitmix64 cimport uint128
 
 cdef extern from *:
@@ -136,7 +136,7 @@ cdef class ConsistentHash(HashPicker):
         lock(&section, <PyObject*>self.slots)
         instance = instance_at(self, self.choose(place) if self.load_factor else self.owner(place))
         unlock(&section)
-        return handed_on(instance)
+        return given(instance)
 
     def arcs(self):
         """Return the places of all points, ascending, and the name of the owner of each.
@@ -477,17 +477,17 @@ cdef class ConsistentHash(HashPicker):
         cdef Py_ssize_t n = last - first, length = PyBytes_GET_SIZE(name), k, end
         cdef uint64_t* places = <uint64_t*>PyMem_Malloc(max(n, 1) * sizeof(uint64_t))
         cdef uint8_t* text
-        cdef const uint64_t[::1] given
+        cdef const uint64_t[::1] made
         if places == NULL:
             raise MemoryError
         if not self.is_murmur:
             try:
-                given = np.ascontiguousarray(self.rule.places(name, first, last), np.uint64)
+                made = np.ascontiguousarray(self.rule.places(name, first, last), np.uint64)
             except BaseException:
                 PyMem_Free(places)
                 raise
             for k in range(n):
-                places[k] = given[k]
+                places[k] = made[k]
             return places
         text = <uint8_t*>PyMem_Malloc(length + 1 + MOST_DIGITS)
         if text == NULL:

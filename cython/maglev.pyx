@@ -39,9 +39,9 @@ from rota.arguments import as_table_size
 
 cimport cython
 
-from rota.kernels.hash_picker cimport Changing, HashPicker, handed_on, instance_at, walk_t
+from rota.kernels.hash_picker cimport Changing, HashPicker, instance_at, walk_t
 from rota.kernels.murmur3 cimport hash128_t, murmur3_x64_128
-from rota.kernels.picker cimport lock, lock_t, unlock
+from rota.kernels.picker cimport given, lock, lock_t, unlock
 from rota.kernels.splitmix64 cimport uint128
 
 
@@ -108,7 +108,7 @@ cdef class Maglev(HashPicker):
         lock(&section, <PyObject*>self.slots)
         instance = instance_at(self, self.choose(place) if self.load_factor else self.owner(place))
         unlock(&section)
-        return handed_on(instance)
+        return given(instance)
 
     def table_of_indices(self):
         """Return the owner of each slot: int32 array, shape (table_size,), a copy.

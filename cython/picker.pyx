@@ -72,8 +72,8 @@ from rota.identity import match
 cimport cython
 
 from rota.kernels.picker cimport (
-    AHEAD, FIRST_RUN, LONGEST_RUN, given, hush, keep, lock, lock_t, prefetch, take, unhush,
-    unlock,
+    AHEAD, FIRST_RUN, LONGEST_RUN, SHORTEST_RUN, given, hush, keep, lock, lock_t, prefetch,
+    take, unhush, unlock,
 )
 from rota.kernels.splitmix64 cimport splitmix64_below
 
@@ -100,16 +100,13 @@ cdef extern from *:
     PyObject** list_items "rota_list_items"(list held) noexcept
     void drop "Py_DECREF"(PyObject* reference) noexcept
 
-# A cycle shorter than this is laid out several times over, so that the runs of a small
-# picker are long enough for `refill` not to show.
 cdef enum:
-    SHORTEST_RUN = 64
-# `Attempts` asks the picker this often for an instance not tried yet before it draws one
-# by weight from those that are left.
+    # `Attempts` asks the picker this often for an instance not tried yet before it draws one
+    # by weight from those that are left.
     MOST_REPEATS = 16
-# Copies of fewer indices keep the GIL: letting it go costs more.
+    # Copies of fewer indices keep the GIL: letting it go costs more.
     COPY_WITH_GIL = 4096
-# Instances from which on their reference counts are fetched ahead.
+    # Instances from which on their reference counts are fetched ahead.
     LARGE = 4096
     MOST_INSTANCES = 0x7FFFFFFF
 
@@ -295,7 +292,6 @@ cdef class Picker:
         """Repeat what was walked, for ever."""
         cdef int32_t* indices = &self.table.indices[0]
         cdef Py_ssize_t period = self.n_walked
-        # The runs of a small picker should be long enough for `refill` not to show.
         while self.n_walked < SHORTEST_RUN:
             memcpy(indices + self.n_walked, indices, period * sizeof(int32_t))
             self.n_walked += period

@@ -33,13 +33,10 @@ from rota.arguments import as_index
 
 cimport cython
 
-from rota.kernels.picker cimport Picker, take
+from rota.kernels.picker cimport SHORTEST_RUN, Picker, take
 
 cdef extern from *:
     int lowest "__builtin_ctzll"(unsigned long long bits) noexcept nogil
-
-cdef enum:
-    SMALLEST_TABLE = 128   # a short round is laid out several times: see `close_cycle`
 
 
 @cython.final
@@ -101,7 +98,7 @@ cdef class RoundRobin(Picker):
         self.bits = <uint64_t*>moved
         memset(self.bits + self.n_words, 0, (words - self.n_words) * sizeof(uint64_t))
         self.n_words = words
-        if not self.take_table(max(capacity, SMALLEST_TABLE)):
+        if not self.take_table(max(capacity, 2 * SHORTEST_RUN)):
             raise MemoryError
         self.position = position
         return 0

@@ -49,13 +49,12 @@ from rota.arguments import as_count, as_weight
 
 cimport cython
 
-from rota.kernels.picker cimport Picker, prefetch
+from rota.kernels.picker cimport SHORTEST_RUN, Picker, prefetch
 from rota.kernels.splitmix64 cimport int128
 
 cdef enum:
     IN_HEAP = -2
     AHEAD_IN_CHAIN = 24   # fetched that much before its turn
-    SHORTEST_RUN = 64       # as in picker.pyx: a short period is laid out several times
 
 cdef struct entry_t:
     int64_t weight
@@ -497,6 +496,11 @@ cdef class WeightGroups(Picker):
 
     # -- the period -----------------------------------------------------------------------
 
+    cdef void rest(self) noexcept nogil:
+        """No change is in sight: take the memory for the table now, and not at a pick."""
+        self.run_length = LONGEST_STRETCH
+        self.is_walking = self.n_groups > 0 and self.begin_walk()
+
     cdef bint begin_walk(self) noexcept nogil:
         """Note the state, if the period from here on can be kept."""
         cdef int64_t lap = self.total / self.common_divisor()
@@ -719,7 +723,9 @@ cdef class WeightGroups(Picker):
             self.rank[i] = rank
             rank += self.is_present[i]
         self.next_rank = rank
-        return self.lay_out()
+        self.lay_out()
+        self.rest()
+        return 0
 
     cdef int room_to_lay_out(self, Py_ssize_t count) except -1:
         """See to the memory in which `lay_out` sorts so many with weight."""

@@ -599,9 +599,9 @@ cdef class WeightedRandom(Picker):
         cdef Py_ssize_t k
         cdef uint64_t stream
         cdef columns_t* columns
-        if self.n_live == 0 or count == 0:
+        if self.n_live == 0:
             return Picker.write(self, out, count)
-        while self.cursor < self.end or self.n_left and count:
+        while count and (self.cursor < self.end or self.n_left):
             if self.cursor == self.end:
                 self.refill()
             k = min(count, self.end - self.cursor)
@@ -609,8 +609,8 @@ cdef class WeightedRandom(Picker):
             self.cursor += k
             out += k
             count -= k
-            if count == 0:
-                return 0
+        if count == 0:
+            return 0  # and there may be no table yet
         stream, columns = self.stream, self.columns
         self.stream += <uint64_t>count * <uint64_t>SPLITMIX_GAMMA
         columns.n_readers += 1

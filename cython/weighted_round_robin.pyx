@@ -374,9 +374,7 @@ cdef class WeightedRoundRobin(WeightGroups):
             self.is_narrow = self.total < NARROW_TOTAL
         elif self.is_narrow and self.total >= NARROW_TOTAL:
             self.widen()
-        WeightGroups.begin(self)
-        self.run_length = LONGEST_STRETCH
-        return 0
+        return WeightGroups.begin(self)
 
     @property
     def current_weights(self):
@@ -423,5 +421,5 @@ cdef class WeightedRoundRobin(WeightGroups):
         for i in range(self.n):
             self.nodes[i].key = as_int128(values[i])
         self.lay_out()
-        self.run_length = LONGEST_STRETCH
+        self.rest()
         return 0

@@ -5,25 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-N_THREADS = 8
-
-
-def run_threads(*bodies):
-    barrier, errors = threading.Barrier(len(bodies)), []
-
-    def run(body):
-        try:
-            barrier.wait()
-            body()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(body,)) for body in bodies]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+from tests.threads import N_THREADS, run_threads
 
 
 def test_picks_of_many_threads_are_the_sequence(impl, picker_name):

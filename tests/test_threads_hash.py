@@ -6,27 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-N_THREADS = 8
+from tests.threads import N_THREADS, run_threads
+
 STAY = [f"10.0.0.{i}:80" for i in range(6)]
 KEYS = [f"user:{i}" for i in range(64)]
-
-
-def run_threads(*bodies):
-    barrier, errors = threading.Barrier(len(bodies)), []
-
-    def run(body):
-        try:
-            barrier.wait()
-            body()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(body,)) for body in bodies]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
 
 
 class Changer:

@@ -11,6 +11,7 @@ the lists and dicts that uhashring shows are made from these when asked for. Two
 the default mode that agree in their first 64 bits count as one.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, KeysView
@@ -34,7 +35,7 @@ _NO_CONF: Conf = dict.fromkeys(("hostname", "instance", "nodename", "port", "vno
 _SHAPING = {"nodename", "vnodes", "weight"}  # given anew, these have the node's points made anew
 
 
-# Of either implementation, so nothing is known of its types here: hence the ignores below.
+# Of either implementation, so nothing is known of its types here.
 _md5: Any = load("md5")
 _WORDS = Struct("<4I")
 
@@ -44,7 +45,7 @@ def _count(points: Any) -> int:
     return len(range(points))
 
 
-class _MD5Ring:
+class _MD5Ring(ABC):
     """The sorted points of the MD5 modes, and how a key finds its own.
 
     Every change makes new arrays, so whoever looks up meanwhile sees the ring of before.
@@ -81,9 +82,10 @@ class _MD5Ring:
         self._look_up()
         self._hold(self._places, self._owners, self._names)
 
-    @cached_property
+    @property
+    @abstractmethod
     def _keys(self) -> list[int]:
-        raise NotImplementedError
+        """The places of all points, in order."""
 
     @cached_property
     def _ring(self) -> dict[int, Any]:
@@ -117,7 +119,8 @@ class MetaRing(_MD5Ring):
 
     def hashi(self, key: object) -> int:
         """Return the hash of a key, 128 bits."""
-        return _md5.key_digest(key)  # type: ignore[no-any-return]
+        digest: int = _md5.key_digest(key)
+        return digest
 
     @cached_property
     def _keys(self) -> list[int]:
@@ -203,7 +206,8 @@ class KetamaRing(_MD5Ring):
     def hashi(self, key: object, replica: int = 0) -> int:
         """Return word number `replica` of the hash of a key."""
         digest: int = _md5.key_digest(key)
-        return _WORDS.unpack(digest.to_bytes(16, "big"))[replica]  # type: ignore[no-any-return]
+        word: int = _WORDS.unpack(digest.to_bytes(16, "big"))[replica]
+        return word
 
     @cached_property
     def _keys(self) -> list[int]:
@@ -310,7 +314,7 @@ class FunctionRing:
         self._distribution.pop(name, None)
 
 
-class HashRing(_md5.NodeFinder):  # type: ignore[misc]
+class HashRing(_md5.NodeFinder):  # type: ignore[misc]  # the base is known when it runs
     """A consistent hash ring with uhashring's members.
 
     Parameters

@@ -17,13 +17,6 @@ from rota.kernels.picker cimport lock, lock_t, unlock
 # waits for nothing, for it would be let go meanwhile: a change makes ready all that it needs,
 # takes the lock to put it in place, and gives back what was there before only afterwards.
 
-cdef extern from *:
-    """
-    #define rota_handed_on(reference) (reference)
-    """
-    # The object of a reference that is the caller's own, and is not any more.
-    object handed_on "rota_handed_on"(PyObject* reference)
-
 # A walk clockwise from a place, for replicas.
 cdef struct walk_t:
     uint64_t at        # where it is; what this means is the structure's affair

@@ -52,6 +52,9 @@ cdef enum:
     # The first run after a change is short, for it may be thrown away by the next one;
     # each further run is twice as long.
     FIRST_RUN = 4
+    # A cycle shorter than this is laid out several times over, so that the runs of a small
+    # picker are long enough for `refill` not to show.
+    SHORTEST_RUN = 64
     LONGEST_RUN = 1024
 
 # A schedule, as far as it has been walked. Copied from without the GIL: so it is not written

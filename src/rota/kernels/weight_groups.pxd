@@ -79,6 +79,7 @@ cdef class WeightGroups(Picker):
     cdef int lay_out(self) except -1
     cdef int renumber(self) except -1
     cdef void count(self, Py_ssize_t picks) noexcept nogil
+    cdef void rest(self) noexcept nogil
     cdef bint begin_walk(self) noexcept nogil
     cdef bint is_back(self) noexcept nogil
     cdef void replay(self, Py_ssize_t picks) noexcept nogil

@@ -20,7 +20,8 @@ def _quickest() -> Callable[[bytes], Any]:
     # CPython's own MD5, where it is built in, makes its object faster than hashlib's. It is
     # private, and typed for no one.
     try:
-        return import_module("_md5").md5  # type: ignore[no-any-return]
+        quickest: Callable[[bytes], Any] = import_module("_md5").md5
+        return quickest
     except ImportError:
         return partial(md5, usedforsecurity=False)
 
