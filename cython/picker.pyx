@@ -156,7 +156,7 @@ cdef inline int64_t as_int64(object weight) except -1:
     return as_weight(weight)
 
 
-cdef inline Py_ssize_t present(Picker picker, object index) except -1:
+cdef Py_ssize_t present(Picker picker, object index) except -1:
     """Return the index of an instance that has not left."""
     cdef int64_t i
     if not is_small(index, &i) or i >= picker.n:

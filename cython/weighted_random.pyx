@@ -385,44 +385,16 @@ cdef inline uint64_t below(uint64_t bits, uint64_t bound) noexcept nogil:
     return <uint64_t>(product >> 64)
 
 
-@cython.final
-cdef class WeightedRandom(Picker):
-    """WeightedRandom(instances, weights=None, *, seed=None)
+@cython.no_gc_clear
+cdef class Draws(Picker):
+    """Weighted random draws: the runs of WeightedRandom, and the first choice of others.
 
-    Every pick is independent; an instance comes with the probability exactly w / W.
-
-    Parameters
-    ----------
-    instances : sequence of any objects, length n
-    weights : integers, shape (n,), >= 0, sum < 2**63; None: all 1
-    seed : integer in [0, 2**64); None: the operating system's entropy
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is of no use; the message names it and the value.
-
-    Notes
-    -----
-    pick O(1), after a change O(log n) for a while; set_weight, add, remove O(log n), in base
-    16, but O(n) when an `add` doubles the arrays; build O(n); 34 to 50 bytes an instance. Any
-    number of threads may share it. The numbers are SplitMix64(seed), one for each pick.
-    Walker 1977, doi:10.1145/355744.355749; Vose 1991, doi:10.1109/32.92917.
+    Not to be made by itself.
     """
-
-    def __cinit__(self, instances, weights=None, *, seed=None):
-        self.hold(instances, weights, seed)
-        self.resize(self.capacity)
-        self.begin()
-        self.is_made(seed)
 
     def __dealloc__(self):
         give_up(self.columns)
         PyMem_Free(self.tree)
-
-    def pick(self):
-        """Return the next instance, or None when nothing has weight. O(1)."""
-        return take(self)
 
     cdef int resize(self, Py_ssize_t capacity) except -1:
         """Lay the tree out for so many weights, and sum up those that there are."""
@@ -450,6 +422,7 @@ cdef class WeightedRandom(Picker):
         self.sum_up()
         return 0
 
+    @cython.final
     cdef void sum_up(self) noexcept nogil:
         """Fill the tree, which is all 0, from the weights."""
         cdef Py_ssize_t i, count = (self.n + WIDTH - 1) // WIDTH
@@ -476,6 +449,7 @@ cdef class WeightedRandom(Picker):
             count = (count + WIDTH - 1) // WIDTH
             k -= 1
 
+    @cython.final
     cdef void shift(self, size_t i, int64_t difference) noexcept nogil:
         """Bring the tree to another weight of i."""
         cdef int k
@@ -483,6 +457,7 @@ cdef class WeightedRandom(Picker):
             i //= WIDTH
             rota_shift(self.level[k] + i // WIDTH * WIDTH, i % WIDTH, difference)
 
+    @cython.final
     cdef inline int32_t find(self, uint64_t bits) noexcept nogil:
         """Return the index that the 64-bit draw `bits` selects, by the tree."""
         cdef int64_t r = below(bits, self.total)
@@ -506,6 +481,7 @@ cdef class WeightedRandom(Picker):
         self.run_length = N_DRAWN
         return 0
 
+    @cython.final
     cdef int make_whole(self) except -1:
         """See to a table that is ready."""
         if self.n_live:
@@ -514,6 +490,7 @@ cdef class WeightedRandom(Picker):
             make_columns(self.columns, self.weight, self.n, STEPS * self.columns.n_columns)
         return 0
 
+    @cython.final
     cdef void start_over(self) noexcept nogil:
         """Throw away what was drawn ahead, and the table: the weights are about to change."""
         self.stream -= <uint64_t>(self.end - self.cursor) * <uint64_t>SPLITMIX_GAMMA
@@ -532,6 +509,7 @@ cdef class WeightedRandom(Picker):
             else:
                 self.columns.n_done = 0
 
+    @cython.final
     cdef bint has_columns(self) noexcept nogil:
         """See to a table that is as wide as it must be now; False without the memory."""
         cdef Py_ssize_t n_columns = <Py_ssize_t>1 << self.log2_columns
@@ -573,6 +551,7 @@ cdef class WeightedRandom(Picker):
             for k in range(length):
                 prefetch(self.items[self.ahead[k]], 1)  # its reference count
 
+    @cython.final
     cdef void make_ready(self) noexcept nogil:
         """Make as much of the table as is due."""
         cdef Py_ssize_t n_steps = STEPS * (<Py_ssize_t>1 << self.log2_columns)
@@ -582,6 +561,7 @@ cdef class WeightedRandom(Picker):
         else:
             self.n_left = 2 * self.wait  # the tree does, too
 
+    @cython.final
     cdef bint is_table_next(self) noexcept nogil:
         """Whether the next pick is the table's."""
         return self.is_by_table or self.n_left == 0 and self.cursor == self.end
@@ -593,6 +573,69 @@ cdef class WeightedRandom(Picker):
         self.start_over()
         self.shift(i, weight - self.weight[i])
         self.note(i, weight)
+
+    cdef dict options(self):
+        return {}
+
+    cdef object state(self):
+        """Return (stream, draws left of the tree), as if nothing had been drawn ahead."""
+        cdef Py_ssize_t ahead = self.end - self.cursor
+        return (
+            int(self.stream - <uint64_t>ahead * <uint64_t>SPLITMIX_GAMMA),
+            0 if self.is_by_table else self.n_left + ahead,
+        )
+
+    cdef int restore(self, state) except -1:
+        """Go on from a state; the table is made at once, and waits until it is due."""
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise ValueError(f"state must be a pair, got {state!r}")
+        cdef uint64_t stream = as_uint64("state", state[0])
+        cdef uint64_t n_left = as_uint64("state", state[1])
+        if n_left > <uint64_t>(2 * self.wait):
+            raise ValueError(f"state must have at most {2 * self.wait} draws, got {n_left}")
+        self.make_whole()
+        self.forget_run()
+        self.run_length = N_DRAWN
+        self.is_by_table = False
+        self.stream, self.n_left = stream, n_left
+        return 0
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class WeightedRandom(Draws):
+    """WeightedRandom(instances, weights=None, *, seed=None)
+
+    Every pick is independent; an instance comes with the probability exactly w / W.
+
+    Parameters
+    ----------
+    instances : sequence of any objects, length n
+    weights : integers, shape (n,), >= 0, sum < 2**63; None: all 1
+    seed : integer in [0, 2**64); None: the operating system's entropy
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of no use; the message names it and the value.
+
+    Notes
+    -----
+    pick O(1), after a change O(log n) for a while; set_weight, add, remove O(log n), in base
+    16, but O(n) when an `add` doubles the arrays; build O(n); 34 to 50 bytes an instance. Any
+    number of threads may share it. The numbers are SplitMix64(seed), one for each pick.
+    Walker 1977, doi:10.1145/355744.355749; Vose 1991, doi:10.1109/32.92917.
+    """
+
+    def __cinit__(self, instances, weights=None, *, seed=None):
+        self.hold(instances, weights, seed)
+        self.resize(self.capacity)
+        self.begin()
+        self.is_made(seed)
+
+    def pick(self):
+        """Return the next instance, or None when nothing has weight. O(1)."""
+        return take(self)
 
     cdef int write(self, int32_t* out, Py_ssize_t count) except -1:
         """Take runs up to the table's turn; reserve the rest, and draw it without the GIL."""
@@ -654,29 +697,3 @@ cdef class WeightedRandom(Picker):
             if columns != NULL:
                 with cython.critical_section(self):
                     release(columns)
-
-    cdef dict options(self):
-        return {}
-
-    cdef object state(self):
-        """Return (stream, draws left of the tree), as if nothing had been drawn ahead."""
-        cdef Py_ssize_t ahead = self.end - self.cursor
-        return (
-            int(self.stream - <uint64_t>ahead * <uint64_t>SPLITMIX_GAMMA),
-            0 if self.is_by_table else self.n_left + ahead,
-        )
-
-    cdef int restore(self, state) except -1:
-        """Go on from a state; the table is made at once, and waits until it is due."""
-        if not isinstance(state, tuple) or len(state) != 2:
-            raise ValueError(f"state must be a pair, got {state!r}")
-        cdef uint64_t stream = as_uint64("state", state[0])
-        cdef uint64_t n_left = as_uint64("state", state[1])
-        if n_left > <uint64_t>(2 * self.wait):
-            raise ValueError(f"state must have at most {2 * self.wait} draws, got {n_left}")
-        self.make_whole()
-        self.forget_run()
-        self.run_length = N_DRAWN
-        self.is_by_table = False
-        self.stream, self.n_left = stream, n_left
-        return 0

@@ -16,9 +16,22 @@ PICKERS = {
     "fair_round_robin": "FairRoundRobin",
     "interleaved_weighted_round_robin": "InterleavedWeightedRoundRobin",
     "weighted_random": "WeightedRandom",
+    "least_request": "LeastRequest",
+    "peak_ewma": "PeakEwma",
 }
 
-OTHER_STEMS = ("hash_picker", "md5", "murmur3", "picker", "splitmix64", "weight_groups")
+# Those that draw: they have no start, and no turn.
+AT_RANDOM = {"WeightedRandom", "LeastRequest", "PeakEwma"}
+
+OTHER_STEMS = (
+    "hash_picker",
+    "md5",
+    "murmur3",
+    "picker",
+    "splitmix64",
+    "two_choices",
+    "weight_groups",
+)
 
 HASH_PICKERS = {"ketama": "ConsistentHash", "maglev": "Maglev"}
 

@@ -22,6 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.conftest import AT_RANDOM
+
 WEIGHT = st.one_of(
     st.sampled_from([0, 1, 1, 2, 5]),
     st.integers(0, 100),
@@ -52,7 +54,7 @@ class Changes(RuleBasedStateMachine):
     )
     def make(self, weights, seed, rotated):
         instances = [f"first-{i}" for i in range(len(weights))]
-        options = {} if self.name == "WeightedRandom" or rotated else {"start": seed % 7}
+        options = {} if self.name in AT_RANDOM or rotated else {"start": seed % 7}
         self.one = self.kernel(instances, weights, seed=seed, **options)
         self.other = self.twin(instances, weights, seed=seed, **options)
         self.n_made = 0
@@ -643,7 +645,7 @@ def test_states_of_others_break_nothing(kernels, picker_name):
     lists = ([], [0], [0, 1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3], [3, 3], [-1], [9], ["a"], [2**90])
     numbers = (-1, 1.5, 2**70, None, "a")
     parts = (*lists, *numbers)
-    bad = [(), None, 7, *((part,) for part in parts), *((1, 2, part) for part in parts)]
+    bad = [(), None, 7, *((part,) for part in parts), *((1, 99, part) for part in parts)]
     bad += [(part, number) for part in lists for number in numbers]
     bad += [(number, part, part) for part in lists for number in numbers]
     for vacant in ([], [0], [0, 4], [4, 0]):

@@ -339,3 +339,55 @@ def as_table_size(table_size: int) -> int:
     ):
         raise ValueError(f"table_size must be a prime number in [3, 5000011], got {number}")
     return number
+
+
+def as_seconds(name: str, value: float) -> float:
+    """Return the argument `name`, a finite number of seconds >= 0.
+
+    Raises
+    ------
+    TypeError
+        Not a number.
+    ValueError
+        Negative, infinite or NaN.
+    """
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number of seconds, got {_short(value)}")
+    seconds = float(value)
+    if not 0.0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be a finite number of seconds >= 0, got {seconds}")
+    return seconds
+
+
+def as_duration(name: str, value: float) -> float:
+    """Return the argument `name`, a number of seconds in [1e-6, 1e9].
+
+    Raises
+    ------
+    TypeError
+        Not a number.
+    ValueError
+        Out of range.
+    """
+    seconds = as_seconds(name, value)
+    if not 1e-6 <= seconds <= 1e9:
+        raise ValueError(f"{name} must be in [1e-6, 1e9] seconds, got {seconds}")
+    return seconds
+
+
+def as_moment(value: float) -> float:
+    """Return what a clock gave, a number of seconds in [-1e15, 1e15].
+
+    Raises
+    ------
+    TypeError
+        Not a number.
+    ValueError
+        Out of range, or NaN.
+    """
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"clock must give a number of seconds, got {_short(value)}")
+    seconds = float(value)
+    if not -1e15 <= seconds <= 1e15:
+        raise ValueError(f"clock must give seconds in [-1e15, 1e15], got {seconds}")
+    return seconds

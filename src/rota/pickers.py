@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from rota.kernels.fair_round_robin import FairRoundRobin
     from rota.kernels.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
     from rota.kernels.ketama import ConsistentHash
+    from rota.kernels.least_request import LeastRequest
     from rota.kernels.maglev import Maglev
+    from rota.kernels.peak_ewma import PeakEwma
     from rota.kernels.picker import Attempts
     from rota.kernels.round_robin import RoundRobin
     from rota.kernels.splitmix64 import SplitMix64
@@ -21,7 +23,9 @@ else:
     InterleavedWeightedRoundRobin = load(
         "interleaved_weighted_round_robin"
     ).InterleavedWeightedRoundRobin
+    LeastRequest = load("least_request").LeastRequest
     Maglev = load("maglev").Maglev
+    PeakEwma = load("peak_ewma").PeakEwma
     RoundRobin = load("round_robin").RoundRobin
     SplitMix64 = load("splitmix64").SplitMix64
     WeightedRandom = load("weighted_random").WeightedRandom
@@ -32,7 +36,9 @@ __all__ = [
     "ConsistentHash",
     "FairRoundRobin",
     "InterleavedWeightedRoundRobin",
+    "LeastRequest",
     "Maglev",
+    "PeakEwma",
     "RoundRobin",
     "SplitMix64",
     "WeightedRandom",

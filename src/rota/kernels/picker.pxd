@@ -125,6 +125,11 @@ cdef class Picker:
     cdef int restore(self, state) except -1
 
 
+# The index of an instance that has not left; ValueError or TypeError for any other. Under the
+# lock.
+cdef Py_ssize_t present(Picker picker, object index) except -1
+
+
 # The index of the next instance, -1 when nothing has weight. O(1), no Python, no GIL
 # needed; one thread at a time on one picker.
 cdef int32_t picker_index(Picker picker) noexcept nogil

@@ -24,7 +24,7 @@ cdef struct columns_t:
     uint64_t column[1]           # alias << 32 | threshold, of 2**32
 
 
-cdef class WeightedRandom(Picker):
+cdef class Draws(Picker):
     cdef columns_t* columns      # NULL until there is something to lay out
     cdef bint is_by_table        # the run is the table's
     cdef int log2_columns        # of the table for the instances of now
@@ -44,3 +44,7 @@ cdef class WeightedRandom(Picker):
     cdef int make_whole(self) except -1
     cdef void make_ready(self) noexcept nogil
     cdef bint is_table_next(self) noexcept nogil
+
+
+cdef class WeightedRandom(Draws):
+    pass

@@ -3,7 +3,7 @@ from typing import TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from rota.kernels.picker import Picker
 
@@ -13,8 +13,11 @@ def alias_table(
     weights: Sequence[float] | NDArray[np.generic], n_columns: int | None = None
 ) -> tuple[NDArray[np.uint64], NDArray[np.int32]]: ...
 
+@disjoint_base
+class Draws(Picker[_T]): ...
+
 @final
-class WeightedRandom(Picker[_T]):
+class WeightedRandom(Draws[_T]):
     def __new__(
         cls,
         instances: Iterable[_T],

@@ -8,7 +8,9 @@ same name.
 from rota.reference.fair_round_robin import FairRoundRobin
 from rota.reference.interleaved_weighted_round_robin import InterleavedWeightedRoundRobin
 from rota.reference.ketama import ConsistentHash
+from rota.reference.least_request import LeastRequest
 from rota.reference.maglev import Maglev
+from rota.reference.peak_ewma import PeakEwma
 from rota.reference.round_robin import RoundRobin
 from rota.reference.weighted_random import WeightedRandom
 from rota.reference.weighted_round_robin import WeightedRoundRobin
@@ -17,7 +19,9 @@ __all__ = [
     "ConsistentHash",
     "FairRoundRobin",
     "InterleavedWeightedRoundRobin",
+    "LeastRequest",
     "Maglev",
+    "PeakEwma",
     "RoundRobin",
     "WeightedRandom",
     "WeightedRoundRobin",

@@ -49,14 +49,8 @@ def alias_table(
     return np.array(share, np.uint64), np.array(alias, np.int32)
 
 
-class WeightedRandom(Picker[T]):
-    """Every pick is independent; an instance comes with the probability exactly w / W."""
-
-    def __init__(
-        self, instances: Iterable[T], weights: Any = None, *, seed: int | None = None
-    ) -> None:
-        super().__init__(instances, weights, seed)
-        self._begin()
+class Draws(Picker[T]):
+    """Weighted random draws: those of WeightedRandom, and the first choice of others."""
 
     def _begin(self) -> None:
         self._stream = self._random
@@ -119,6 +113,16 @@ class WeightedRandom(Picker[T]):
                 return self._alias[column]
             fraction = fraction << 64 | more.next()
             n_bits += 64
+
+
+class WeightedRandom(Draws[T]):
+    """Every pick is independent; an instance comes with the probability exactly w / W."""
+
+    def __init__(
+        self, instances: Iterable[T], weights: Any = None, *, seed: int | None = None
+    ) -> None:
+        super().__init__(instances, weights, seed)
+        self._begin()
 
     def index_of(self, bits: int, /) -> int | None:
         """Return the index that the 64-bit draw `bits` selects; None when nothing has weight."""

@@ -1,0 +1,389 @@
+"""Peak EWMA: of two instances at random, the one that should answer sooner.
+
+The load of an instance is what a request would find there,
+
+    average latency * (in flight + 1) / weight,
+
+where the average is Finagle's: a latency above it becomes the average at once (the peak), one
+below moves it by as much as time has passed since the last one,
+
+    average <- max(rtt, average * w + rtt * (1 - w)),    w = exp(-age / decay),
+
+and an average that nobody adds to decays with w, so that who was slow is tried again.
+
+No clock at the pick. All averages decay by the same factor, whatever the time is; so their
+order does not change until one of them is added to, and it is kept in numbers that do not
+change with time:
+
+    key = log2(average) + stamp * rate,    rate = 1 / (decay * ln 2).
+
+The difference of two keys is the logarithm of the ratio of the two decayed averages, at any
+time. The second of two draws (see two_choices.pyx) is picked if
+
+    beyond(key[first] - key[second]) + busy[first] - busy[second] > 0
+
+with busy = log2(in flight + 1) - log2(weight), and where NOISE is taken off from what latencies
+differ by (beyond): a difference of less than a factor of 2**NOISE is chance. Of two equal
+instances called one at a time, neither is left alone because it had the last slow answer.
+That weight alone speaks for the second does not count where the first is idle: at rest picks
+are shared out by weight.
+
+How a call ended:
+    success      as above
+    failure      counts as max(rtt, timeout, 2 * average), at most MOST_TIMEOUTS timeouts: who
+                 fails at once attracts nobody
+    cancelled    took so long at least: the average may rise, and does not fall
+
+An instance of which nothing is known (`cost` 0) is taken to be as all others are: its key is
+`cold_key`, that of the running average of all successful calls.
+
+Invariants: those of two_choices.pyx; cost is 0 or >= LEAST_RTT * 2**-1000; keys are finite.
+
+Sources: Finagle's PeakEwma (there the read itself decays, and moves the stamp; here decays
+compose, so reading leaves no trace); M. Mitzenmacher 2001, doi:10.1109/71.963420; linkerd2
+and brpc for failures as latencies.
+
+Cost: pick O(1), two loads; done O(1), one logarithm and one power, made of additions and
+products alone, so that they are the same to the last bit on every machine. 40 bytes of load
+an instance.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from cpython.object cimport PyObject
+
+import math
+import time
+
+import numpy as np
+
+from rota.arguments import as_duration, as_moment
+from rota.outcome import outcome_of
+
+cimport cython
+
+from rota.kernels.picker cimport lock, lock_t, take, unlock
+from rota.kernels.two_choices cimport TwoChoices, get, load_t, read, write
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    #include <time.h>
+
+    #define ROTA_LN2 0.6931471805599453
+
+    /* The logarithm of x > 0, normal; within 1e-7. */
+    static inline double rota_log2(double x)
+    {
+        uint64_t bits;
+        memcpy(&bits, &x, 8);
+        int64_t exponent = (int64_t)(bits >> 52) - 1023;
+        bits = (bits & 0xFFFFFFFFFFFFFu) | 0x3FF0000000000000u;
+        double mantissa;
+        memcpy(&mantissa, &bits, 8);
+        if (mantissa > 1.4142135623730951) {
+            mantissa *= 0.5;
+            exponent += 1;
+        }
+        double s = (mantissa - 1.0) / (mantissa + 1.0);
+        double q = s * s;
+        double series = (1.0 / 3 + q * (1.0 / 5)) + (q * q) * (1.0 / 7);   /* atanh */
+        return (double)exponent + 2.8853900817779268 * (s + (s * q) * series);
+    }
+
+    /* 2**y for y <= 0; within 1e-6 of it. 0 below 2**-1000. */
+    static inline double rota_exp2(double y)
+    {
+        if (y < -1000.0)
+            return 0.0;
+        int64_t whole = (int64_t)(y - 0.5);
+        double t = (y - (double)whole) * ROTA_LN2;
+        double q = t * t;
+        double high = (1.0 / 24 + t * (1.0 / 120)) + q * (1.0 / 720);
+        double series = (1.0 + t) + q * (0.5 + t * (1.0 / 6)) + (q * q) * high;
+        uint64_t bits = (uint64_t)(whole + 1023) << 52;
+        double power;
+        memcpy(&power, &bits, 8);
+        return series * power;
+    }
+
+    /* A stamp wants no better than some milliseconds, and the coarse clock costs a fifth. */
+    static inline double rota_seconds(int is_exact)
+    {
+        struct timespec now;
+    #ifdef CLOCK_MONOTONIC_COARSE
+        clock_gettime(is_exact ? CLOCK_MONOTONIC : CLOCK_MONOTONIC_COARSE, &now);
+    #else
+        (void)is_exact;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    #endif
+        return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    }
+
+    /* A number as its 64 bits, for a state. */
+    static inline int64_t rota_bits(double x)
+    {
+        int64_t bits;
+        memcpy(&bits, &x, 8);
+        return bits;
+    }
+
+    static inline double rota_of_bits(int64_t bits)
+    {
+        double x;
+        memcpy(&x, &bits, 8);
+        return x;
+    }
+    """
+    double LN2 "ROTA_LN2"
+    int64_t bits_of "rota_bits"(double x) noexcept nogil
+    double of_bits "rota_of_bits"(int64_t bits) noexcept nogil
+    double c_log2 "rota_log2"(double x) noexcept nogil
+    double c_exp2 "rota_exp2"(double y) noexcept nogil
+    double c_seconds "rota_seconds"(bint is_exact) noexcept nogil
+
+cdef enum:
+    N_LEVELS = 256
+    SUCCESS = 0   # rota.outcome.Outcome
+    FAILURE = 1
+    MOST_TIMEOUTS = 32
+
+cdef double NOISE = 0.5        # log2 of a factor
+cdef double SMOOTHING = 1.0 / 16
+cdef double LEAST_RTT = 1e-9   # seconds
+
+# log2(k + 1), for k requests in flight.
+cdef double level_of[N_LEVELS]
+cdef int _k
+for _k in range(N_LEVELS):
+    level_of[_k] = c_log2(_k + 1.0)
+
+
+def log2(double x):
+    """Return the logarithm of x > 0, by additions, products and one division alone.
+
+    Whatever the C library, the same to the last bit; within 1e-7. O(1).
+    """
+    return c_log2(x)
+
+
+def exp2(double y):
+    """Return 2**y for y <= 0, in the same way; within 1e-6 of it. 0 below 2**-1000. O(1)."""
+    return c_exp2(y)
+
+
+cdef inline double level(int32_t in_flight) noexcept nogil:
+    if <uint32_t>in_flight < <uint32_t>N_LEVELS:
+        return level_of[in_flight]
+    return c_log2(<double>in_flight + 1.0) if in_flight > 0 else 0.0
+
+
+cdef class Averages:
+    """What the pickers of the same instances share besides their loads."""
+
+    def __cinit__(self, decay, timeout, clock, classify):
+        self.decay = as_duration("decay", decay)
+        self.timeout = as_duration("timeout", timeout)
+        for name, function in (("clock", clock or time.monotonic), ("classify", classify)):
+            if not callable(function):
+                raise TypeError(f"{name} must be callable, got {function!r}")
+        self.clock, self.classify = clock, classify
+        self.rate = 1.0 / (self.decay * LN2)
+        self.now(True, &self.since)
+
+    cdef int now(self, bint is_exact, double* seconds) except -1:
+        if self.clock is None:
+            seconds[0] = c_seconds(is_exact)
+        else:
+            seconds[0] = as_moment(self.clock())
+        return 0
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class PeakEwma(TwoChoices):
+    """PeakEwma(instances, weights=None, *, seed=None, decay=10.0, timeout=1.0, clock=None,
+    classify=rota.outcome.outcome_of)
+
+    Of two instances at random, the one that should answer sooner.
+
+    Parameters
+    ----------
+    instances : sequence of any objects, length n
+    weights : integers, shape (n,), >= 0, sum < 2**63; None: all 1
+        Capacities, relative to each other.
+    seed : integer in [0, 2**64); None: the operating system's entropy
+    decay : seconds
+        An average that nobody adds to is 1/e of itself after so long.
+    timeout : seconds
+        What a failed call counts as, at least.
+    clock : callable () -> seconds, or None: the monotonic clock
+    classify : callable (error) -> rota.outcome.Outcome
+        How a call with that error ended; not asked where there was none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of no use; the message names it and the value.
+
+    Notes
+    -----
+    `acquire` counts a request in flight until its lease is done; `pick` goes by what is
+    known and leaves it alone. O(1), and no clock. Any number of threads may share it.
+    Finagle's peak EWMA; Mitzenmacher 2001, doi:10.1109/71.963420.
+    """
+
+    def __cinit__(self, instances, weights=None, *, seed=None, decay=10.0, timeout=1.0,
+                  clock=None, classify=outcome_of):
+        cdef Py_ssize_t i
+        self.averages = Averages(decay, timeout, clock, classify)
+        self.hold(instances, weights, seed)
+        self.resize(self.capacity)
+        self.hold_loads()
+        for i in range(self.n):
+            if self.weight[i]:
+                self.load[i].log2_weight = c_log2(<double>self.weight[i])
+        self.begin()
+        self.is_made(seed)
+
+    def pick(self):
+        """Return the next instance, or None when nothing has weight. O(1).
+
+        Nothing is counted; see `acquire`.
+        """
+        return take(self)
+
+    cdef int32_t prefer(self, int32_t first) noexcept nogil:
+        cdef int32_t i = self.second(first), in_flight
+        cdef const load_t* one = self.load[first]
+        cdef const load_t* other = self.load[i]
+        cdef double latency = self.key_of(one) - self.key_of(other), busyness
+        if latency > NOISE:
+            latency -= NOISE
+        elif latency < -NOISE:
+            latency += NOISE
+        else:
+            latency = 0.0
+        in_flight = get(&one.in_flight)
+        busyness = ((level(in_flight) - read(&one.log2_weight))
+                    - (level(get(&other.in_flight)) - read(&other.log2_weight)))
+        if in_flight <= 0 and busyness > 0.0:
+            busyness = 0.0
+        return i if latency + busyness > 0.0 else first
+
+    cdef inline double key_of(self, const load_t* load) noexcept nogil:
+        return read(&load.key) if read(&load.cost) > 0.0 else read(&self.averages.cold_key)
+
+    cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
+        TwoChoices.reweigh(self, i, weight)
+        write(&self.load[i].log2_weight, c_log2(<double>weight) if weight else 0.0)
+
+    cdef int now(self, bint is_exact, double* seconds) except -1:
+        return self.averages.now(is_exact, seconds)
+
+    cdef int observe(self, load_t* load, double rtt, double now, object error) except -1:
+        cdef int outcome = SUCCESS if error is None else self.averages.classify(error)
+        cdef lock_t section
+        lock(&section, <PyObject*>self.averages)
+        learn(self.averages, load, rtt, now - self.averages.since, outcome)
+        unlock(&section)
+        return 0
+
+    cdef int join(self, TwoChoices whole) except -1:
+        self.averages = (<PeakEwma>whole).averages
+        return 0
+
+    cdef object state(self):
+        """Return that of the choices, the loads' averages by index, and what is shared."""
+        cdef Averages averages = self.averages
+        cdef Py_ssize_t i
+        cdef list keys = [], costs = [], stamps = []
+        for i in range(self.n):
+            keys.append(bits_of(self.load[i].key if self.load[i] != NULL else 0.0))
+            costs.append(bits_of(self.load[i].cost if self.load[i] != NULL else 0.0))
+            stamps.append(bits_of(self.load[i].stamp if self.load[i] != NULL else 0.0))
+        shared = [int(averages.is_warm), bits_of(averages.typical), bits_of(averages.cold_key),
+                  bits_of(averages.last)]
+        return TwoChoices.state(self) + (keys, costs, stamps, shared)
+
+    cdef int restore(self, state) except -1:
+        """Go on from a state; the time since its last call has not passed."""
+        cdef Averages averages = self.averages
+        cdef Py_ssize_t i
+        if not isinstance(state, tuple) or len(state) != 7:
+            raise ValueError(f"state must have seven parts, got {state!r}")
+        keys, costs, stamps = [numbers(part, self.n) for part in state[3:6]]
+        shared = numbers(state[6], 4)
+        if min(costs, default=0.0) < 0.0:
+            raise ValueError(f"state must have latencies >= 0, got {costs}")
+        TwoChoices.restore(self, state[:3])
+        for i in range(self.n):
+            if self.load[i] != NULL:
+                self.load[i].key, self.load[i].cost = keys[i], costs[i]
+                self.load[i].stamp = stamps[i]
+        averages.is_warm = state[6][0] != 0
+        averages.typical, averages.cold_key, averages.last = shared[1], shared[2], shared[3]
+        averages.since -= averages.last
+        return 0
+
+    cdef dict options(self):
+        cdef Averages averages = self.averages
+        return {"decay": averages.decay, "timeout": averages.timeout, "clock": averages.clock,
+                "classify": averages.classify}
+
+    @property
+    def latencies(self):
+        """Average latencies by index, seconds, as of each one's last call: float64 array, a copy.
+
+        NaN where nothing is known.
+        """
+        cdef Py_ssize_t i
+        cdef double cost
+        with cython.critical_section(self):
+            n = self.n
+        cdef object array = np.full(n, math.nan)
+        cdef double[::1] view = array
+        with cython.critical_section(self):
+            for i in range(min(view.shape[0], self.n)):
+                cost = read(&self.load[i].cost) if self.load[i] != NULL else 0.0
+                if cost > 0.0:
+                    view[i] = cost
+        return array
+
+
+cdef list numbers(part, Py_ssize_t n):
+    """Return the n finite numbers that are given by their bits."""
+    cdef list found = [of_bits(bits) for bits in part] if isinstance(part, list) else []
+    if len(found) != n or not all([math.isfinite(number) for number in found]):
+        raise ValueError(f"state must have {n} finite numbers, got {part!r}")
+    return found
+
+
+cdef void learn(Averages averages, load_t* load, double rtt, double now,
+                int outcome) noexcept nogil:
+    """Add a call that ended now, seconds since the averages were made; under their lock."""
+    cdef double age = max(now - load.stamp, 0.0)
+    cdef double share, cost, height
+    rtt = max(rtt, LEAST_RTT)
+    share = c_exp2(-age * averages.rate)
+    cost = load.cost * share
+    if outcome == SUCCESS:
+        cost = rtt if rtt > cost else cost + rtt * (1.0 - share)
+    elif outcome == FAILURE:
+        cost = min(2.0 * cost, MOST_TIMEOUTS * averages.timeout)
+        cost = max(max(rtt, averages.timeout), cost)
+    elif load.cost > 0.0:
+        cost = max(cost, rtt)
+    else:
+        return
+    height = c_log2(cost)
+    load.stamp = averages.last = now
+    write(&load.key, height + now * averages.rate)
+    write(&load.cost, cost)
+    if outcome == SUCCESS:
+        if averages.is_warm:
+            averages.typical += (height - averages.typical) * SMOOTHING
+        else:
+            averages.is_warm, averages.typical = True, height
+    write(&averages.cold_key, averages.typical + now * averages.rate)
