@@ -336,6 +336,14 @@ cdef class HashPicker:
         lease.picker = self
         return lease
 
+    def select(self, key):
+        """Return (instance, done) for `key`: Kratos' interface; None when nothing has weight.
+
+        It counts as in flight until `done()` is called: the lease of `acquire`.
+        """
+        lease = self.acquire(key)
+        return None if lease is None else (lease.instance, lease)
+
     def set_weight(self, index, weight):
         """Give the instance at `index` another weight; the next pick obeys it.
 
@@ -623,6 +631,10 @@ cdef class Lease:
 
     def release(self):
         """Count the request as ended; of no effect from the second time on."""
+        end(self)
+
+    def __call__(self, info=None, *, err=None):
+        """Count the request as ended, Kratos' way; how it did makes no difference."""
         end(self)
 
     def __enter__(self):

@@ -68,6 +68,7 @@ from rota.arguments import (
 )
 from rota.fork import unseeded
 from rota.identity import match
+from rota.outcome import unheard
 
 cimport cython
 
@@ -484,6 +485,15 @@ cdef class Picker:
     def next(self, ctx=None, request=None):
         """Return the next instance, or None: Kitex's Picker. Both arguments are ignored."""
         return take(self)
+
+    def select(self):
+        """Return (instance, done): Kratos' interface; None when nothing has weight. O(1).
+
+        `done` is to be called when the call has ended. A picker that does not learn from
+        calls does nothing then.
+        """
+        cdef PyObject* instance = locked_item(self)
+        return None if instance == NULL else (given(instance), unheard)
 
     def __iter__(self):
         return self

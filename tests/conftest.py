@@ -28,6 +28,7 @@ OTHER_STEMS = (
     "md5",
     "murmur3",
     "picker",
+    "selection",
     "splitmix64",
     "two_choices",
     "weight_groups",

@@ -68,6 +68,10 @@ _RPC_OUTCOMES = {
 _TIMEOUT, _TOO_MANY = 408, 429
 
 
+def unheard(info: object = None, *, err: object = None) -> None:
+    """End a call that nobody learns from: the `done` of pickers without feedback."""
+
+
 def outcome_of(error: object) -> Outcome:
     """Return how a call ended that ended with this error; None: with none.
 

@@ -24,6 +24,7 @@ STEMS = (
     "peak_ewma",
     "picker",
     "round_robin",
+    "selection",
     "splitmix64",
     "two_choices",
     "weight_groups",

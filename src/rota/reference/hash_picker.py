@@ -141,6 +141,11 @@ class HashPicker(Generic[T]):
             self._n_in_flight += 1
             return Lease(self, i, self._roster.slots[i], self._generations[i])
 
+    def select(self, key: Key, /) -> "tuple[T, Lease[T]] | None":
+        """Return (instance, done) for `key`: Kratos' interface; None when nothing has weight."""
+        lease = self.acquire(key)
+        return None if lease is None else (lease.instance, lease)
+
     def set_weight(self, index: int, weight: int) -> None:
         """Give the instance at `index` another weight."""
         with self._lock:
@@ -281,6 +286,10 @@ class Lease(Generic[T]):
             if picker._generations[self.index] == self._generation:
                 picker._loads[self.index] -= 1
                 picker._n_in_flight -= 1
+
+    def __call__(self, info: object = None, *, err: object = None) -> None:
+        """Count the request as ended, Kratos' way; how it did makes no difference."""
+        self.release()
 
     def __enter__(self) -> T:
         return self.instance

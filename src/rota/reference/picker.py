@@ -7,7 +7,7 @@ An algorithm gives `_draw`, and for changes `_appear` (i is new, weight 0, last 
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from rota.arguments import (
 )
 from rota.fork import unseeded
 from rota.identity import match
+from rota.outcome import unheard
 from rota.reference.splitmix64 import SplitMix64
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ class Picker(Generic[T]):
     def next(self, ctx: object = None, request: object = None) -> T | None:
         """Return the next instance, or None: Kitex's Picker. Both arguments are ignored."""
         return self.pick()
+
+    def select(self) -> tuple[T, Callable[..., object]] | None:
+        """Return (instance, done): Kratos' interface; None when nothing has weight."""
+        with self._lock:
+            i = self._draw()
+            return None if i < 0 else (self._instances[i], unheard)
 
     def __iter__(self) -> "Self":
         return self

@@ -91,6 +91,10 @@ class TimedNode:
         """The instance."""
         return self._raw
 
+    def replace(self, instance: Instance) -> None:
+        """Be of another object of the same instance: what was learned stays."""
+        self._raw = instance
+
     def pick_elapsed(self) -> float:
         """Return the seconds since the latest pick, inf where there was none."""
         last = self.last_pick
@@ -109,6 +113,11 @@ class DirectNode(TimedNode):
 
     def __init__(self, instance: Instance, clock: Clock = time.monotonic_ns) -> None:
         super().__init__(instance, clock)
+        self._weight = float(initial_weight(instance))
+
+    def replace(self, instance: Instance) -> None:
+        """Be of another object of the same instance, with that one's weight."""
+        super().replace(instance)
         self._weight = float(initial_weight(instance))
 
     def weight(self) -> float:

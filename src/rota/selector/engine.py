@@ -1,0 +1,125 @@
+"""The pickers of the engine as Kratos' balancers.
+
+Where the nodes are rota's own `Direct` ones a selector goes to the picker itself, and there
+are no nodes. What is here is for all other nodes: those whose weights change by themselves.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rota.arguments import MAX_WEIGHT_SUM
+from rota.selector.errors import NoAvailableInstance
+from rota.selector.node import DoneFunc, DoneInfo, WeightedNode
+
+# Weights of nodes are any numbers; those of pickers are integers: so many units make 1.
+UNITS = 65536
+
+
+class Engine:
+    """Makes balancers of a picker of the engine: `Engine(rota.LeastRequest)`.
+
+    Parameters
+    ----------
+    picker : type of picker
+        Called with instances, weights and the options: one of rota's, or any like them.
+    options : keyword arguments of it
+
+    Raises
+    ------
+    TypeError
+        Not callable.
+    """
+
+    __slots__ = ("options", "picker")
+
+    def __init__(self, picker: Callable[..., Any], **options: Any) -> None:
+        if not callable(picker):
+            raise TypeError(f"picker must be a type of picker, got {picker!r}")
+        self.picker = picker
+        self.options = options
+
+    def make(self, instances: Sequence[Any], weights: Sequence[int]) -> Any:
+        """Return a picker of these."""
+        return self.picker(instances, weights, **self.options)
+
+    def build(self) -> "NodesBalancer":
+        """Return a balancer of nodes, whatever they are.
+
+        Raises
+        ------
+        TypeError
+            The picker goes by a key; nodes with weights of their own have none.
+        """
+        if takes_key(self.make([], [])):
+            raise TypeError(f"{self!r} goes by a key: it balances instances, not nodes")
+        return NodesBalancer(self.make)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"Engine({self.picker.__name__}{options})"
+
+
+def takes_key(picker: Any) -> bool:
+    """Whether a picker picks by a key: those that hash do."""
+    return hasattr(picker, "pick_n")
+
+
+class NodesBalancer:
+    """A picker of the engine over nodes, with their weights of now at every pick: O(n).
+
+    Parameters
+    ----------
+    make : callable (nodes, weights) -> picker
+    """
+
+    def __init__(self, make: Callable[[Sequence[Any], Sequence[int]], Any]) -> None:
+        self._lock = threading.RLock()  # nodes may run anything
+        self._make = make
+        self._picker = make([], [])
+        self._nodes: Sequence[WeightedNode] = ()
+        self._places: dict[int, int] = {}  # index by id of node
+        self._weights: list[int] = []
+
+    def pick(self, nodes: Sequence[WeightedNode]) -> tuple[WeightedNode, DoneFunc]:
+        """Return a node that it has picked, and what to call when the call has ended.
+
+        Raises
+        ------
+        NoAvailableInstance
+            There are no nodes, or none with weight.
+        """
+        weights = as_units([node.weight() for node in nodes])
+        with self._lock:
+            self._follow(nodes, weights)
+            picked = self._picker.select()
+        if picked is None:
+            raise NoAvailableInstance
+        node, end = picked
+        done = node.pick()
+
+        def both(info: DoneInfo) -> None:
+            end(info)
+            done(info)
+
+        return node, both
+
+    def _follow(self, nodes: Sequence[WeightedNode], weights: list[int]) -> None:
+        if nodes is self._nodes and isinstance(nodes, tuple):
+            for k, (old, new) in enumerate(zip(self._weights, weights, strict=True)):
+                if old != new:
+                    self._picker.set_weight(self._places[id(nodes[k])], new)
+        else:
+            self._picker.update(nodes, weights)
+            self._nodes = nodes
+            self._places = {id(node): i for i, node in enumerate(self._picker.instances)}
+        self._weights = weights
+
+
+def as_units(weights: Sequence[float]) -> list[int]:
+    """Return weights as integers, in units of 2**-16; 0 for what is not above 0, or no number."""
+    most = MAX_WEIGHT_SUM // max(len(weights), 1)
+    return [
+        (round(weight * UNITS) if weight * UNITS < most else most) if weight > 0 else 0
+        for weight in weights
+    ]
