@@ -149,6 +149,8 @@ cdef class TwoChoices(Draws):
     cdef int32_t second(self, int32_t first) noexcept nogil:
         """Draw one of the others; there are some."""
         cdef Py_ssize_t place = splitmix64_below(&self.random, self.n_live - 1)
+        if self.n_live == self.n:
+            return place + (place >= first)  # in order: nothing to look up
         return self.live[place + (place >= self.place[first])]
 
     cdef void refill(self) noexcept nogil:

@@ -61,6 +61,8 @@ class TwoChoices(Draws[T]):
     def _second(self, first: int) -> int:
         """Draw one of the others."""
         place = self._random.below(self._n_live - 1)
+        if self._n_live == len(self._weight):
+            return place + (place >= first)
         return self._live[place + (place >= self._place[first])]
 
     def acquire(self) -> "Lease[T] | None":
