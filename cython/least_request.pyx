@@ -92,7 +92,7 @@ cdef class LeastRequest(TwoChoices):
         best = first
         place = splitmix64_below(&self.random, self.n_live)
         for _k in range(self.n_live):
-            i = self.live[place]
+            i = self.at(place)
             if self.is_less(i, best):
                 best = i
             place = place + 1 if place + 1 < self.n_live else 0

@@ -4,12 +4,14 @@ The load of an instance is what a request would find there,
 
     average latency * (in flight + 1) / weight,
 
-where the average is Finagle's: a latency above it becomes the average at once (the peak), one
-below moves it by as much as time has passed since the last one,
+where the average is an exponentially weighted moving one that goes up at once and down with
+time only, as Finagle's does:
 
-    average <- max(rtt, average * w + rtt * (1 - w)),    w = exp(-age / decay),
+    average <- average * w + rtt * (1 - w),    w = exp(-age / decay),
 
-and an average that nobody adds to decays with w, so that who was slow is tried again.
+or, where that is more, RISE of the way up to the lesser of the last two latencies: what was
+slow twice is slow, and one slow answer among many is chance. An average that nobody adds to
+decays with w, so that who was slow is tried again.
 
 No clock at the pick. All averages decay by the same factor, whatever the time is; so their
 order does not change until one of them is added to, and it is kept in numbers that do not
@@ -20,34 +22,40 @@ change with time:
 The difference of two keys is the logarithm of the ratio of the two decayed averages, at any
 time. The second of two draws (see two_choices.pyx) is picked if
 
-    beyond(key[first] - key[second]) + busy[first] - busy[second] > 0
+    slower(first, second) + busier(first, second) > 0
 
-with busy = log2(in flight + 1) - log2(weight), and where NOISE is taken off from what latencies
-differ by (beyond): a difference of less than a factor of 2**NOISE is chance. Of two equal
-instances called one at a time, neither is left alone because it had the last slow answer.
-That weight alone speaks for the second does not count where the first is idle: at rest picks
-are shared out by weight.
+    slower = key[first] - key[second], each at least `typical_key`; 0 if within +-NOISE
+    busier = log2 of (in flight + 1) / weight of the first, less that of the second
+
+- A difference in latency of less than a factor of 2**NOISE is chance: of two equal instances
+  called one at a time, neither is left alone because it had the last slow answer.
+- `typical_key` is that of the running average of all successful calls. It is a lower bound: an
+  instance that has not answered for long does not look ever better, and one of which nothing
+  is known (its key is -inf) is taken to be as all others are.
+- That weight alone speaks for the second does not count where the first is idle: at rest
+  picks are shared out by weight.
+- Both draws may be bad: if the better one is slower than typical by more than the noise,
+  WALK more are looked at, side by side from a random place on.
 
 How a call ended:
     success      as above
-    failure      counts as max(rtt, timeout, 2 * average), at most MOST_TIMEOUTS timeouts: who
-                 fails at once attracts nobody
+    failure      counts as max(rtt, timeout, 2 * average), the last at most 2**PATIENCE times
+                 what is typical: who fails at once attracts nobody
     cancelled    took so long at least: the average may rise, and does not fall
 
-An instance of which nothing is known (`cost` 0) is taken to be as all others are: its key is
-`cold_key`, that of the running average of all successful calls.
-
-Invariants: those of two_choices.pyx; cost is 0 or >= LEAST_RTT * 2**-1000; keys are finite.
+Invariants: those of two_choices.pyx; cost is 0 or at least LEAST_RTT * 2**-1000, keys are
+finite where it is not 0, and -inf where it is.
 
 Sources: Finagle's PeakEwma (there the read itself decays, and moves the stamp; here decays
 compose, so reading leaves no trace); M. Mitzenmacher 2001, doi:10.1109/71.963420; linkerd2
-and brpc for failures as latencies.
+and brpc for failures as latencies. The constants are by bench/simulation.py.
 
-Cost: pick O(1), two loads; done O(1), one logarithm and one power, made of additions and
-products alone, so that they are the same to the last bit on every machine. 40 bytes of load
-an instance.
+Cost: pick O(1), two loads, or six; done O(1), one logarithm and two powers at most, made of
+additions, products and a division alone, so that they are the same to the last bit on every
+machine. 40 bytes of load an instance.
 """
 
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from cpython.object cimport PyObject
@@ -63,6 +71,7 @@ from rota.outcome import outcome_of
 cimport cython
 
 from rota.kernels.picker cimport lock, lock_t, take, unlock
+from rota.kernels.splitmix64 cimport splitmix64_below
 from rota.kernels.two_choices cimport TwoChoices, get, load_t, read, write
 
 cdef extern from *:
@@ -92,12 +101,12 @@ cdef extern from *:
         return (double)exponent + 2.8853900817779268 * (s + (s * q) * series);
     }
 
-    /* 2**y for y <= 0; within 1e-6 of it. 0 below 2**-1000. */
+    /* 2**y for y <= 1000; within 1e-6 of it. 0 below 2**-1000. */
     static inline double rota_exp2(double y)
     {
         if (y < -1000.0)
             return 0.0;
-        int64_t whole = (int64_t)(y - 0.5);
+        int64_t whole = (int64_t)(y < 0.0 ? y - 0.5 : y + 0.5);
         double t = (y - (double)whole) * ROTA_LN2;
         double q = t * t;
         double high = (1.0 / 24 + t * (1.0 / 120)) + q * (1.0 / 720);
@@ -147,11 +156,16 @@ cdef enum:
     N_LEVELS = 256
     SUCCESS = 0   # rota.outcome.Outcome
     FAILURE = 1
-    MOST_TIMEOUTS = 32
+    WALK = 4
 
-cdef double NOISE = 0.5        # log2 of a factor
-cdef double SMOOTHING = 1.0 / 16
-cdef double LEAST_RTT = 1e-9   # seconds
+cdef double NOISE = 2.0             # log2 of a factor
+cdef double PATIENCE = 7.0          # log2 of a factor
+cdef double RISE = 0.25
+cdef double SMOOTHING = 1.0 / 16    # of what is typical
+cdef double LEAST_RTT = 1e-4        # seconds: less is the caller's own noise
+cdef double MOST_RTT = 1e9
+# What is typical as long as nothing is known, as a part of the timeout: log2.
+cdef double UNKNOWN = -10.0
 
 # log2(k + 1), for k requests in flight.
 cdef double level_of[N_LEVELS]
@@ -169,8 +183,8 @@ def log2(double x):
 
 
 def exp2(double y):
-    """Return 2**y for y <= 0, in the same way; within 1e-6 of it. 0 below 2**-1000. O(1)."""
-    return c_exp2(y)
+    """Return 2**y for y <= 1000, in the same way; within 1e-6 of it. 0 below 2**-1000. O(1)."""
+    return c_exp2(min(y, 1000.0))
 
 
 cdef inline double level(int32_t in_flight) noexcept nogil:
@@ -190,6 +204,7 @@ cdef class Averages:
                 raise TypeError(f"{name} must be callable, got {function!r}")
         self.clock, self.classify = clock, classify
         self.rate = 1.0 / (self.decay * LN2)
+        self.typical = self.typical_key = c_log2(self.timeout) + UNKNOWN
         self.now(True, &self.since)
 
     cdef int now(self, bint is_exact, double* seconds) except -1:
@@ -203,7 +218,7 @@ cdef class Averages:
 @cython.final
 @cython.no_gc_clear
 cdef class PeakEwma(TwoChoices):
-    """PeakEwma(instances, weights=None, *, seed=None, decay=10.0, timeout=1.0, clock=None,
+    """PeakEwma(instances, weights=None, *, seed=None, decay=5.0, timeout=1.0, clock=None,
     classify=rota.outcome.outcome_of)
 
     Of two instances at random, the one that should answer sooner.
@@ -234,7 +249,7 @@ cdef class PeakEwma(TwoChoices):
     Finagle's peak EWMA; Mitzenmacher 2001, doi:10.1109/71.963420.
     """
 
-    def __cinit__(self, instances, weights=None, *, seed=None, decay=10.0, timeout=1.0,
+    def __cinit__(self, instances, weights=None, *, seed=None, decay=5.0, timeout=1.0,
                   clock=None, classify=outcome_of):
         cdef Py_ssize_t i
         self.averages = Averages(decay, timeout, clock, classify)
@@ -243,7 +258,7 @@ cdef class PeakEwma(TwoChoices):
         self.hold_loads()
         for i in range(self.n):
             if self.weight[i]:
-                self.load[i].log2_weight = c_log2(<double>self.weight[i])
+                self.load[i].log2_weight = <float>c_log2(<double>self.weight[i])
         self.begin()
         self.is_made(seed)
 
@@ -255,29 +270,35 @@ cdef class PeakEwma(TwoChoices):
         return take(self)
 
     cdef int32_t prefer(self, int32_t first) noexcept nogil:
-        cdef int32_t i = self.second(first), in_flight
-        cdef const load_t* one = self.load[first]
-        cdef const load_t* other = self.load[i]
-        cdef double latency = self.key_of(one) - self.key_of(other), busyness
-        if latency > NOISE:
-            latency -= NOISE
-        elif latency < -NOISE:
-            latency += NOISE
-        else:
-            latency = 0.0
-        in_flight = get(&one.in_flight)
-        busyness = ((level(in_flight) - read(&one.log2_weight))
-                    - (level(get(&other.in_flight)) - read(&other.log2_weight)))
-        if in_flight <= 0 and busyness > 0.0:
-            busyness = 0.0
-        return i if latency + busyness > 0.0 else first
+        cdef int32_t best = self.better(first, self.second(first)), i
+        cdef Py_ssize_t _k, place
+        if read(&self.load[best].key) > read(&self.averages.typical_key) + NOISE:
+            place = splitmix64_below(&self.random, self.n_live)
+            for _k in range(min(self.n_live, <Py_ssize_t>WALK)):
+                i = self.at(place)
+                if i != best:
+                    best = self.better(best, i)
+                place = place + 1 if place + 1 < self.n_live else 0
+        return best
 
-    cdef inline double key_of(self, const load_t* load) noexcept nogil:
-        return read(&load.key) if read(&load.cost) > 0.0 else read(&self.averages.cold_key)
+    cdef inline int32_t better(self, int32_t one, int32_t other) noexcept nogil:
+        """Return the one that should answer sooner, the first where nothing tells."""
+        cdef const load_t* a = self.load[one]
+        cdef const load_t* b = self.load[other]
+        cdef double least = read(&self.averages.typical_key)
+        cdef double slower = max(read(&a.key), least) - max(read(&b.key), least), busier
+        cdef int32_t in_flight = get(&a.in_flight)
+        if -NOISE <= slower <= NOISE:
+            slower = 0.0
+        busier = ((level(in_flight) - <double>a.log2_weight)
+                  - (level(get(&b.in_flight)) - <double>b.log2_weight))
+        if in_flight <= 0 and busier > 0.0:
+            busier = 0.0
+        return other if slower + busier > 0.0 else one
 
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
         TwoChoices.reweigh(self, i, weight)
-        write(&self.load[i].log2_weight, c_log2(<double>weight) if weight else 0.0)
+        self.load[i].log2_weight = <float>c_log2(<double>weight) if weight else 0.0
 
     cdef int now(self, bint is_exact, double* seconds) except -1:
         return self.averages.now(is_exact, seconds)
@@ -297,33 +318,39 @@ cdef class PeakEwma(TwoChoices):
     cdef object state(self):
         """Return that of the choices, the loads' averages by index, and what is shared."""
         cdef Averages averages = self.averages
+        cdef const load_t* load
         cdef Py_ssize_t i
-        cdef list keys = [], costs = [], stamps = []
+        cdef list costs = [], stamps = [], lasts = []
         for i in range(self.n):
-            keys.append(bits_of(self.load[i].key if self.load[i] != NULL else 0.0))
-            costs.append(bits_of(self.load[i].cost if self.load[i] != NULL else 0.0))
-            stamps.append(bits_of(self.load[i].stamp if self.load[i] != NULL else 0.0))
-        shared = [int(averages.is_warm), bits_of(averages.typical), bits_of(averages.cold_key),
-                  bits_of(averages.last)]
-        return TwoChoices.state(self) + (keys, costs, stamps, shared)
+            load = self.load[i]
+            costs.append(bits_of(load.cost if load != NULL else 0.0))
+            stamps.append(bits_of(load.stamp if load != NULL else 0.0))
+            lasts.append(bits_of(load.last_rtt if load != NULL else 0.0))
+        shared = [int(averages.is_warm), bits_of(averages.typical), bits_of(averages.last)]
+        return TwoChoices.state(self) + (costs, stamps, lasts, shared)
 
     cdef int restore(self, state) except -1:
         """Go on from a state; the time since its last call has not passed."""
         cdef Averages averages = self.averages
+        cdef load_t* load
         cdef Py_ssize_t i
         if not isinstance(state, tuple) or len(state) != 7:
             raise ValueError(f"state must have seven parts, got {state!r}")
-        keys, costs, stamps = [numbers(part, self.n) for part in state[3:6]]
-        shared = numbers(state[6], 4)
-        if min(costs, default=0.0) < 0.0:
-            raise ValueError(f"state must have latencies >= 0, got {costs}")
+        costs, stamps, lasts = [numbers(part, self.n) for part in state[3:6]]
+        shared = numbers(state[6], 3)
+        if not 0.0 <= min(costs, default=0.0) <= max(costs, default=0.0) <= MOST_RTT:
+            raise ValueError(f"state must have latencies in [0, {MOST_RTT}], got {costs}")
         TwoChoices.restore(self, state[:3])
         for i in range(self.n):
-            if self.load[i] != NULL:
-                self.load[i].key, self.load[i].cost = keys[i], costs[i]
-                self.load[i].stamp = stamps[i]
+            load = self.load[i]
+            if load != NULL:
+                load.cost, load.stamp, load.last_rtt = costs[i], stamps[i], <float>lasts[i]
+                load.key = -INFINITY
+                if load.cost > 0.0:
+                    load.key = c_log2(load.cost) + load.stamp * averages.rate
         averages.is_warm = state[6][0] != 0
-        averages.typical, averages.cold_key, averages.last = shared[1], shared[2], shared[3]
+        averages.typical, averages.last = shared[1], shared[2]
+        averages.typical_key = averages.typical + averages.last * averages.rate
         averages.since -= averages.last
         return 0
 
@@ -363,17 +390,25 @@ cdef list numbers(part, Py_ssize_t n):
 cdef void learn(Averages averages, load_t* load, double rtt, double now,
                 int outcome) noexcept nogil:
     """Add a call that ended now, seconds since the averages were made; under their lock."""
-    cdef double age = max(now - load.stamp, 0.0)
-    cdef double share, cost, height
-    rtt = max(rtt, LEAST_RTT)
-    share = c_exp2(-age * averages.rate)
-    cost = load.cost * share
+    cdef double old = load.cost, share, cost, peak, height
+    rtt = min(max(rtt, LEAST_RTT), MOST_RTT)
+    share = c_exp2(-max(now - load.stamp, 0.0) * averages.rate)
+    cost = old * share
     if outcome == SUCCESS:
-        cost = rtt if rtt > cost else cost + rtt * (1.0 - share)
+        if old > 0.0:
+            peak = min(rtt, <double>load.last_rtt)
+            cost = max(cost + rtt * (1.0 - share), cost + (peak - cost) * RISE)
+        elif averages.is_warm:
+            cost = c_exp2(averages.typical)
+            cost += (rtt - cost) * RISE
+        else:
+            cost = rtt
+        load.last_rtt = <float>rtt
     elif outcome == FAILURE:
-        cost = min(2.0 * cost, MOST_TIMEOUTS * averages.timeout)
-        cost = max(max(rtt, averages.timeout), cost)
-    elif load.cost > 0.0:
+        cost = max(cost, min(2.0 * old, c_exp2(averages.typical + PATIENCE)))
+        cost = min(max(cost, max(rtt, averages.timeout)), MOST_RTT)
+        load.last_rtt = <float>cost
+    elif old > 0.0:
         cost = max(cost, rtt)
     else:
         return
@@ -386,4 +421,4 @@ cdef void learn(Averages averages, load_t* load, double rtt, double now,
             averages.typical += (height - averages.typical) * SMOOTHING
         else:
             averages.is_warm, averages.typical = True, height
-    write(&averages.cold_key, averages.typical + now * averages.rate)
+    write(&averages.typical_key, averages.typical + now * averages.rate)

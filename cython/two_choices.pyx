@@ -34,7 +34,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from cpython.mem cimport PyMem_Free, PyMem_RawCalloc, PyMem_RawFree, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
 from cpython.object cimport PyObject
 
 from types import GenericAlias
@@ -69,10 +69,16 @@ cdef inline void let_go(load_t* load) noexcept nogil:
         PyMem_RawFree(load)
 
 
+cdef inline void clear(load_t* load) noexcept nogil:
+    memset(load, 0, sizeof(load_t))
+    load.n_holders = 1
+    load.key = -INFINITY
+
+
 cdef inline load_t* new_load() noexcept nogil:
-    cdef load_t* load = <load_t*>PyMem_RawCalloc(1, sizeof(load_t))
+    cdef load_t* load = <load_t*>PyMem_RawMalloc(sizeof(load_t))
     if load != NULL:
-        load.n_holders = 1
+        clear(load)
     return load
 
 
@@ -150,8 +156,13 @@ cdef class TwoChoices(Draws):
         """Draw one of the others; there are some."""
         cdef Py_ssize_t place = splitmix64_below(&self.random, self.n_live - 1)
         if self.n_live == self.n:
-            return place + (place >= first)  # in order: nothing to look up
+            return place + (place >= first)
         return self.live[place + (place >= self.place[first])]
+
+    @cython.final
+    cdef int32_t at(self, Py_ssize_t place) noexcept nogil:
+        """Return one of those with weight, place < n_live; in order where that is everybody."""
+        return place if self.n_live == self.n else self.live[place]
 
     cdef void refill(self) noexcept nogil:
         self.chosen[0] = self.choose()
@@ -259,12 +270,10 @@ cdef class TwoChoices(Draws):
             self.load[i] = self.spare
             if self.spare != NULL:
                 self.spare = next_spare(self.spare)
-                memset(self.load[i], 0, sizeof(load_t))
-                self.load[i].n_holders = 1
+                clear(self.load[i])
             let_go(load)
         else:
-            memset(load, 0, sizeof(load_t))
-            load.n_holders = 1
+            clear(load)
 
     cdef object state(self):
         """Return Draws' state, and the order of those with weight: second draws go by it."""

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t
 
-from rota.kernels.two_choices cimport TwoChoices, load_t
+from rota.kernels.two_choices cimport TwoChoices
 
 
 cdef class Averages:
@@ -12,7 +12,7 @@ cdef class Averages:
     cdef double since      # what stamps count from, seconds
     cdef bint is_warm
     cdef double typical    # log2 of the seconds that a call takes
-    cdef double cold_key   # of instances of which nothing is known
+    cdef double typical_key
     cdef double last       # time of the last call that ended, since `since`
     cdef object clock
     cdef object classify
@@ -23,4 +23,4 @@ cdef class Averages:
 cdef class PeakEwma(TwoChoices):
     cdef Averages averages
 
-    cdef double key_of(self, const load_t* load) noexcept nogil
+    cdef int32_t better(self, int32_t one, int32_t other) noexcept nogil

@@ -39,10 +39,11 @@ cdef extern from *:
 cdef struct load_t:
     int32_t n_holders
     int32_t in_flight    # requests begun and not ended
-    double key           # of the average latency, as it is compared: see peak_ewma.pyx
+    double key           # of the average latency, as it is compared (peak_ewma.pyx); -inf: none
     double cost          # the average latency when it was last changed, seconds; 0: none yet
     double stamp         # that time
-    double log2_weight
+    float log2_weight
+    float last_rtt       # the latency before, seconds
 
 
 cdef class TwoChoices(Draws):
@@ -60,6 +61,7 @@ cdef class TwoChoices(Draws):
     cdef void rewind(self) noexcept nogil
     cdef int32_t choose(self) noexcept nogil
     cdef int32_t second(self, int32_t first) noexcept nogil
+    cdef int32_t at(self, Py_ssize_t place) noexcept nogil
 
     # What each algorithm gives; see two_choices.pyx.
     cdef int32_t prefer(self, int32_t first) noexcept nogil

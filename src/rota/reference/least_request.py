@@ -31,7 +31,8 @@ class LeastRequest(TwoChoices[T]):
             second = self._second(first)
             return second if self._is_less(second, first) else first
         best, offset = first, self._random.below(self._n_live)
-        for i in self._live[offset:] + self._live[:offset]:
+        order = [*self._in_order()]
+        for i in order[offset:] + order[:offset]:
             if self._is_less(i, best):
                 best = i
         return best

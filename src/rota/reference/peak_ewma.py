@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from struct import Struct
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +15,15 @@ from rota.reference.two_choices import Load, TwoChoices
 
 T = TypeVar("T")
 
-NOISE = 0.5  # differences in latency below a factor of 2**NOISE are none
-SMOOTHING = 1 / 16  # of `typical`, by observation
-MOST_TIMEOUTS = 32
-LEAST_RTT = 1e-9
+NOISE = 2.0  # differences in latency below a factor of 2**NOISE are none
+PATIENCE = 7.0  # of what is typical, as a factor of 2**PATIENCE, failures count at most
+RISE = 0.25  # of the way up, at a call
+SMOOTHING = 1 / 16  # of what is typical, by call
+WALK = 4  # more are looked at where both draws are bad
+LEAST_RTT, MOST_RTT = 1e-4, 1e9
+UNKNOWN = -10.0  # log2 of what is typical, as a part of the timeout, until it is known
 
+FLOAT32 = Struct("f")
 LN2 = 0.6931471805599453
 TWO_OVER_LN2 = 2.8853900817779268
 SQRT2 = 1.4142135623730951
@@ -42,15 +47,22 @@ def log2(x: float) -> float:
 
 
 def exp2(y: float) -> float:
-    """Return 2**y for y <= 0, in the same way; within 1e-6 of it. 0 below 2**-1000."""
+    """Return 2**y for y <= 1000, in the same way; within 1e-6 of it. 0 below 2**-1000."""
     if y < -1000.0:
         return 0.0
-    whole = int(y - 0.5)
+    y = min(y, 1000.0)
+    whole = int(y - 0.5 if y < 0.0 else y + 0.5)
     t = (y - whole) * LN2
     q = t * t
     high = (1 / 24 + t * (1 / 120)) + q * (1 / 720)
     series = (1.0 + t) + q * (0.5 + t * (1 / 6)) + (q * q) * high
     return math.ldexp(series, whole)
+
+
+def as_float32(x: float) -> float:
+    """Return x rounded to 32 bits: as the kernel keeps what matters less."""
+    rounded: float = FLOAT32.unpack(FLOAT32.pack(x))[0]
+    return rounded
 
 
 class Averages:
@@ -72,8 +84,8 @@ class Averages:
         self.rate = 1.0 / (self.decay * LN2)
         self.since = self.now()
         self.is_warm = False
-        self.typical = 0.0  # log2 of seconds
-        self.cold_key = 0.0
+        self.typical = log2(self.timeout) + UNKNOWN  # log2 of seconds
+        self.typical_key = self.typical
         self.last = 0.0  # time of the last call that ended, since `since`
 
     def now(self) -> float:
@@ -90,7 +102,7 @@ class PeakEwma(TwoChoices[T]):
         weights: Any = None,
         *,
         seed: int | None = None,
-        decay: float = 10.0,
+        decay: float = 5.0,
         timeout: float = 1.0,
         clock: Callable[[], float] | None = None,
         classify: Callable[[object], int] = outcome_of,
@@ -98,7 +110,7 @@ class PeakEwma(TwoChoices[T]):
         self._averages = Averages(decay, timeout, clock, classify)
         super().__init__(instances, weights, seed)
         for load, weight in zip(self._loads, self._weight, strict=True):
-            load.log2_weight = log2(float(weight)) if weight else 0.0
+            load.log2_weight = as_float32(log2(float(weight))) if weight else 0.0
 
     def _now(self) -> float:
         return self._averages.now()
@@ -118,25 +130,27 @@ class PeakEwma(TwoChoices[T]):
     def _reweigh(self, i: int, old: int) -> None:
         super()._reweigh(i, old)
         weight = self._weight[i]
-        self._loads[i].log2_weight = log2(float(weight)) if weight else 0.0
+        self._loads[i].log2_weight = as_float32(log2(float(weight))) if weight else 0.0
 
     def _prefer(self, first: int) -> int:
-        second = self._second(first)
-        one, other = self._loads[first], self._loads[second]
-        latency = self._key(one) - self._key(other)
-        if latency > NOISE:
-            latency -= NOISE
-        elif latency < -NOISE:
-            latency += NOISE
-        else:
-            latency = 0.0
-        busyness = self._busyness(one) - self._busyness(other)
-        if not one.in_flight:
-            busyness = min(busyness, 0.0)
-        return second if latency + busyness > 0.0 else first
+        best = self._better(first, self._second(first))
+        if self._loads[best].key > self._averages.typical_key + NOISE:
+            order = self._in_order()
+            place = self._random.below(len(order))
+            for k in range(min(len(order), WALK)):
+                best = self._better(best, order[(place + k) % len(order)])
+        return best
 
-    def _key(self, load: Load) -> float:
-        return load.key if load.cost else self._averages.cold_key
+    def _better(self, one: int, other: int) -> int:
+        """Return the one that should answer sooner, the first where nothing tells."""
+        a, b, least = self._loads[one], self._loads[other], self._averages.typical_key
+        slower = max(a.key, least) - max(b.key, least)
+        if -NOISE <= slower <= NOISE:
+            slower = 0.0
+        busier = self._busyness(a) - self._busyness(b)
+        if not a.in_flight:
+            busier = min(busier, 0.0)
+        return other if slower + busier > 0.0 else one
 
     def _busyness(self, load: Load) -> float:
         return log2(float(load.in_flight + 1)) - load.log2_weight
@@ -146,28 +160,36 @@ class PeakEwma(TwoChoices[T]):
         outcome = Outcome.SUCCESS if error is None else shared.classify(error)
         with self._lock:
             now -= shared.since
-            age = max(now - load.stamp, 0.0)
-            rtt = max(rtt, LEAST_RTT)
-            share = exp2(-age * shared.rate)
+            rtt = min(max(rtt, LEAST_RTT), MOST_RTT)
+            share = exp2(-max(now - load.stamp, 0.0) * shared.rate)
             cost = load.cost * share
             if outcome == Outcome.SUCCESS:
-                cost = rtt if rtt > cost else cost + rtt * (1.0 - share)
+                if load.cost:
+                    peak = min(rtt, load.last_rtt)
+                    cost = max(cost + rtt * (1.0 - share), cost + (peak - cost) * RISE)
+                elif shared.is_warm:
+                    cost = exp2(shared.typical)
+                    cost += (rtt - cost) * RISE
+                else:
+                    cost = rtt
+                load.last_rtt = as_float32(rtt)
             elif outcome == Outcome.FAILURE:
-                penalty = min(2.0 * cost, MOST_TIMEOUTS * shared.timeout)
-                cost = max(rtt, shared.timeout, penalty)
+                cost = max(cost, min(2.0 * load.cost, exp2(shared.typical + PATIENCE)))
+                cost = min(max(cost, rtt, shared.timeout), MOST_RTT)
+                load.last_rtt = as_float32(cost)
             elif load.cost:
                 cost = max(cost, rtt)
             else:
                 return
-            level = log2(cost)
-            load.cost, load.stamp, load.key = cost, now, level + now * shared.rate
+            height = log2(cost)
+            load.cost, load.stamp, load.key = cost, now, height + now * shared.rate
             shared.last = now
             if outcome == Outcome.SUCCESS:
                 if shared.is_warm:
-                    shared.typical += (level - shared.typical) * SMOOTHING
+                    shared.typical += (height - shared.typical) * SMOOTHING
                 else:
-                    shared.is_warm, shared.typical = True, level
-            shared.cold_key = shared.typical + now * shared.rate
+                    shared.is_warm, shared.typical = True, height
+            shared.typical_key = shared.typical + now * shared.rate
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

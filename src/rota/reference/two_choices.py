@@ -1,6 +1,7 @@
 """Reference of kernels.two_choices: loads, leases, and the first and second choice."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,7 +23,8 @@ class Load:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.key = self.cost = self.stamp = self.log2_weight = 0.0
+        self.key = -math.inf
+        self.cost = self.stamp = self.log2_weight = self.last_rtt = 0.0
 
 
 class TwoChoices(Draws[T]):
@@ -64,6 +66,11 @@ class TwoChoices(Draws[T]):
         if self._n_live == len(self._weight):
             return place + (place >= first)
         return self._live[place + (place >= self._place[first])]
+
+    def _in_order(self) -> Sequence[int]:
+        """Return those with weight; in order where that is everybody."""
+        n = len(self._weight)
+        return range(n) if self._n_live == n else self._live
 
     def acquire(self) -> "Lease[T] | None":
         """Pick, and count one more in flight there, until the lease is released."""
