@@ -66,12 +66,21 @@ def lognormal(sigma: float) -> Work:
     return lambda random, n: random.lognormal(-sigma * sigma / 2, sigma, n)
 
 
+def spiky(chance: float, height: float) -> Work:
+    """Return what draws times near 1, of which a few are so many times as long."""
+    return lambda random, n: np.where(
+        random.random(n) < chance, height, random.uniform(0.8, 1.2, n)
+    )
+
+
 NOISES: dict[str, Work] = {
     "constant": lambda random, n: np.ones(n),
     "lognormal 0.2": lognormal(0.2),
     "lognormal 0.5": lognormal(0.5),
     "exponential": exponential,
     "lognormal 1.0": lognormal(1.0),
+    "1 % ten times": spiky(0.01, 10.0),
+    "0.3 % thirty times": spiky(0.003, 30.0),
 }
 
 
@@ -182,10 +191,6 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def nothing(index: int, rtt: float, error: Exception | None = None) -> None:
-    """Hear of an answer, for pickers that do not care."""
-
-
 def run(scenario: Scenario, policy: Policy, seed: int) -> Outcome:
     """Send all requests, each where its client's picker says."""
     n, backends = scenario.requests, scenario.backends
@@ -199,12 +204,11 @@ def run(scenario: Scenario, policy: Policy, seed: int) -> Outcome:
 
     cluster = Cluster(backends)
     pickers = [policy(cluster, seed * 1_000 + k) for k in range(scenario.clients)]
-    hears = hasattr(pickers[0], "acquire_index")
-    pick = [picker.acquire_index if hears else picker.pick_index for picker in pickers]
-    done = [picker.done if hears else nothing for picker in pickers]
+    learns = hasattr(pickers[0], "acquire")
     refused = ConnectionRefusedError("refused")
     changes = list(scenario.changes)[::-1]
 
+    leases: list[Any] = [None] * n
     sent, latency = [0.0] * n, [0.0] * n
     chosen, failed = [-1] * n, [False] * n
     n_planned = scenario.callers or 1
@@ -223,10 +227,17 @@ def run(scenario: Scenario, policy: Policy, seed: int) -> Outcome:
             latency[k] = now - sent[k]
             if not failed[k]:
                 cluster.n_inside[i] -= 1
-            done[client[k]](i, latency[k], refused if failed[k] else None)
+            if learns:
+                leases[k].done(latency[k], refused if failed[k] else None)
+                leases[k] = None
         else:
             sent[k] = now
-            chosen[k] = i = pick[client[k]]()
+            picker = pickers[client[k]]
+            if learns:
+                leases[k] = picker.acquire()
+                chosen[k] = i = leases[k].index
+            else:
+                chosen[k] = i = picker.pick_index()
             failed[k] = luck[k] < backends[i].failing
             end = now + REFUSAL if failed[k] else cluster.serve(i, work[k])
             heappush(events, (end, next(order), k, True))

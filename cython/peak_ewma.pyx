@@ -72,7 +72,9 @@ cimport cython
 
 from rota.kernels.picker cimport lock, lock_t, take, unlock
 from rota.kernels.splitmix64 cimport splitmix64_below
-from rota.kernels.two_choices cimport TwoChoices, get, load_t, read, write
+from rota.kernels.two_choices cimport (
+    TwoChoices, get, load_t, read, read_float, write, write_float,
+)
 
 cdef extern from *:
     """
@@ -290,15 +292,15 @@ cdef class PeakEwma(TwoChoices):
         cdef int32_t in_flight = get(&a.in_flight)
         if -NOISE <= slower <= NOISE:
             slower = 0.0
-        busier = ((level(in_flight) - <double>a.log2_weight)
-                  - (level(get(&b.in_flight)) - <double>b.log2_weight))
+        busier = ((level(in_flight) - <double>read_float(&a.log2_weight))
+                  - (level(get(&b.in_flight)) - <double>read_float(&b.log2_weight)))
         if in_flight <= 0 and busier > 0.0:
             busier = 0.0
         return other if slower + busier > 0.0 else one
 
     cdef void reweigh(self, Py_ssize_t i, int64_t weight) noexcept nogil:
         TwoChoices.reweigh(self, i, weight)
-        self.load[i].log2_weight = <float>c_log2(<double>weight) if weight else 0.0
+        write_float(&self.load[i].log2_weight, <float>(c_log2(<double>weight) if weight else 0.0))
 
     cdef int now(self, bint is_exact, double* seconds) except -1:
         return self.averages.now(is_exact, seconds)
@@ -323,9 +325,9 @@ cdef class PeakEwma(TwoChoices):
         cdef list costs = [], stamps = [], lasts = []
         for i in range(self.n):
             load = self.load[i]
-            costs.append(bits_of(load.cost if load != NULL else 0.0))
-            stamps.append(bits_of(load.stamp if load != NULL else 0.0))
-            lasts.append(bits_of(load.last_rtt if load != NULL else 0.0))
+            costs.append(bits_of(read(&load.cost) if load != NULL else 0.0))
+            stamps.append(bits_of(read(&load.stamp) if load != NULL else 0.0))
+            lasts.append(bits_of(read_float(&load.last_rtt) if load != NULL else 0.0))
         shared = [int(averages.is_warm), bits_of(averages.typical), bits_of(averages.last)]
         return TwoChoices.state(self) + (costs, stamps, lasts, shared)
 
@@ -403,17 +405,18 @@ cdef void learn(Averages averages, load_t* load, double rtt, double now,
             cost += (rtt - cost) * RISE
         else:
             cost = rtt
-        load.last_rtt = <float>rtt
+        write_float(&load.last_rtt, <float>rtt)
     elif outcome == FAILURE:
         cost = max(cost, min(2.0 * old, c_exp2(averages.typical + PATIENCE)))
         cost = min(max(cost, max(rtt, averages.timeout)), MOST_RTT)
-        load.last_rtt = <float>cost
+        write_float(&load.last_rtt, <float>cost)
     elif old > 0.0:
         cost = max(cost, rtt)
     else:
         return
     height = c_log2(cost)
-    load.stamp = averages.last = now
+    averages.last = now
+    write(&load.stamp, now)
     write(&load.key, height + now * averages.rate)
     write(&load.cost, cost)
     if outcome == SUCCESS:

@@ -12,27 +12,34 @@ cdef extern from *:
     #ifdef Py_GIL_DISABLED
     #define rota_get(field) __atomic_load_n(field, __ATOMIC_RELAXED)
     #define rota_count(field, more) __atomic_add_fetch(field, more, __ATOMIC_RELAXED)
-    static inline double rota_read(const double *field)
-    {
-        double value;
-        __atomic_load(field, &value, __ATOMIC_RELAXED);
-        return value;
-    }
-    static inline void rota_write(double *field, double value)
-    {
-        __atomic_store(field, &value, __ATOMIC_RELAXED);
-    }
+    #define ROTA_READ_AND_WRITE(type, suffix)                                        \
+        static inline type rota_read##suffix(const type *field)                      \
+        {                                                                            \
+            type value;                                                              \
+            __atomic_load(field, &value, __ATOMIC_RELAXED);                          \
+            return value;                                                            \
+        }                                                                            \
+        static inline void rota_write##suffix(type *field, type value)               \
+        {                                                                            \
+            __atomic_store(field, &value, __ATOMIC_RELAXED);                         \
+        }
+    ROTA_READ_AND_WRITE(double, )
+    ROTA_READ_AND_WRITE(float, _float)
     #else
     #define rota_get(field) (*(field))
     #define rota_count(field, more) (*(field) += (more))
     #define rota_read(field) (*(field))
     #define rota_write(field, value) ((void)(*(field) = (value)))
+    #define rota_read_float rota_read
+    #define rota_write_float rota_write
     #endif
     """
     int32_t get "rota_get"(const int32_t* field) noexcept nogil
     int32_t count "rota_count"(int32_t* field, int32_t more) noexcept nogil
     double read "rota_read"(const double* field) noexcept nogil
     void write "rota_write"(double* field, double value) noexcept nogil
+    float read_float "rota_read_float"(const float* field) noexcept nogil
+    void write_float "rota_write_float"(float* field, float value) noexcept nogil
 
 # What is known of one instance's load. It stays where it is, for as long as a picker or a
 # lease knows of it.
