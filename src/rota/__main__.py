@@ -18,12 +18,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
-        help="send real requests to real servers, through each balancer",
+        help="send real requests to real servers, through each balancer and selector",
         description="Send real requests through each balancer to five HTTP servers of different "
-        "weights, while one of them is killed, one is added and one gets another weight. "
-        "Exit code 1 when a request is lost or a server does not get its share.",
+        "weights, while one of them is killed, one is added and one gets another weight. Then "
+        "send some through selectors to five equal servers, while one of them is ten times "
+        "slower for 3 s. Exit code 1 when a request is lost, a server does not get its share, "
+        "or p2c does not leave the slow server and return to it in time.",
     )
     demo.add_argument("--json", action="store_true", help="print one JSON document, no tables")
+    demo.add_argument(
+        "--only", choices=("balancers", "selector"), help="play one part (default both)"
+    )
     demo.add_argument(
         "--requests",
         type=int,
@@ -49,7 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from rota.demo.run import run
 
-        return run(options.requests, options.seed, options.balancer, json_only=options.json)
+        return run(
+            options.requests,
+            options.seed,
+            options.balancer,
+            json_only=options.json,
+            only=options.only,
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

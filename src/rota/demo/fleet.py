@@ -9,7 +9,7 @@ from rota.discovery import Instance
 
 
 class Fleet:
-    """Starts servers, kills them, and leaves none behind. A context manager."""
+    """Starts servers, slows and kills them, and leaves none behind. A context manager."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
@@ -46,6 +46,13 @@ class Fleet:
             self._by_address[address] = process
             instances.append(Instance(address, weight, scheme="http"))
         return instances
+
+    def set_delay(self, address: str, delay: float) -> None:
+        """Have the server at `address` take `delay` seconds for each request from now on."""
+        stdin = self._by_address[address].stdin
+        assert stdin is not None
+        stdin.write(f"{delay}\n")
+        stdin.flush()
 
     def kill(self, address: str) -> None:
         """End the server at `address` in the middle of whatever it does (SIGKILL)."""

@@ -1,4 +1,4 @@
-"""The demo's results: what they are, as tables for people and as JSON for programs."""
+"""What came of the balancers, as tables for people and as JSON for programs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ def _shares(outcome: Outcome) -> Table:
             f"{share.expected:.2%}",
             f"{share.observed:.2%}",
             f"{share.bound:.2%}",
-            _mark(share.ok),
+            mark(share.ok),
         )
     return table
 
@@ -141,12 +141,13 @@ def _summary(outcomes: list[Outcome]) -> Table:
         ("picks/s", lambda o: f"{1e9 / o.cost.ns_per_pick:,.0f}"),
         ("ns per pick", lambda o: f"{o.cost.ns_per_pick:,.1f}"),
         ("speed-up", lambda o: "-" if o.cost.speedup is None else f"{o.cost.speedup:.1f}x"),
-        ("ok", lambda o: _mark(o.ok)),
+        ("ok", lambda o: mark(o.ok)),
     )
     for header, cell in rows:
         table.add_row(header, *map(cell, outcomes))
     return table
 
 
-def _mark(ok: bool) -> str:
+def mark(ok: bool) -> str:
+    """Return a yes or no for a table."""
     return "[green]yes[/]" if ok else "[bold red]NO[/]"

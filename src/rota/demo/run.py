@@ -1,4 +1,4 @@
-"""The demo: rota's three balancers, and any others, one after another."""
+"""The demo: rota's three balancers, any others, and two selectors, one after another."""
 
 import json
 import sys
@@ -10,7 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rota.demo.report import Outcome, as_json, show
 from rota.demo.scenario import play
+from rota.demo.selector_report import SelectorOutcome, selectors_as_json, show_selectors
 from rota.demo.shares import in_words, judge
+from rota.demo.slowdown import play as play_selector
 from rota.demo.traffic import AFTER, BEFORE
 from rota.loadbalance import (
     InterleavedWeightedRoundRobinBalancer,
@@ -18,14 +20,24 @@ from rota.loadbalance import (
     WeightedRandomBalancer,
     WeightedRoundRobinBalancer,
 )
+from rota.selector import SelectorBuilder, p2c, wrr
 
 IN_TURN = (WeightedRoundRobinBalancer, InterleavedWeightedRoundRobinBalancer)
 
+BALANCERS, SELECTOR = "balancers", "selector"  # the parts
+
 
 def run(
-    n_requests: int, seed: int | None, others: Iterable[LoadBalancer], *, json_only: bool
+    n_requests: int,
+    seed: int | None,
+    others: Iterable[LoadBalancer],
+    *,
+    json_only: bool,
+    only: str | None = None,
 ) -> int:
-    """Play every balancer and print what came of it; about 4 s each for 10,000 requests.
+    """Play balancers and selectors, and print what came of each.
+
+    A balancer takes about 4 s for 10,000 requests, the selectors 20 s at the most.
 
     Parameters
     ----------
@@ -37,11 +49,14 @@ def run(
         Balancers to play besides.
     json_only : bool
         Print one JSON document instead of tables.
+    only : "balancers", "selector" or None
+        The part to play; None: both.
 
     Returns
     -------
     int
-        The exit code: 0, or 1 where a request was lost or a share was out of its bound.
+        The exit code: 0, or 1 where a request was lost, a share was out of its bound, or
+        `p2c` did not leave a slow server and return in time.
     """
     makers: tuple[Callable[..., LoadBalancer], ...] = (*IN_TURN, WeightedRandomBalancer)
     balancers = [*(make(seed=seed) for make in makers), *others]
@@ -52,14 +67,27 @@ def run(
         TimeElapsedColumn(),
         console=Console(stderr=True),
     )
+    outcomes: list[Outcome] = []
+    selectors: list[SelectorOutcome] = []
     # What a balancer prints is not to get into the JSON.
     with redirect_stdout(sys.stderr), progress:
-        outcomes = [_play(balancer, n_requests, progress) for balancer in balancers]
+        if only != SELECTOR:
+            outcomes = [_play(balancer, n_requests, progress) for balancer in balancers]
+        if only != BALANCERS:
+            selectors = [
+                _play_selector("p2c", p2c(), progress, is_judged=True),
+                _play_selector("wrr", wrr(), progress, is_judged=False),
+            ]
     results = as_json(outcomes)
+    results["selector"] = selectors_as_json(selectors) if selectors else None
+    results["ok"] &= all(outcome.ok for outcome in selectors)
     if json_only:
         print(json.dumps(results, indent=2))
     else:
-        show(outcomes, Console())
+        if outcomes:
+            show(outcomes, Console())
+        if selectors:
+            show_selectors(selectors, Console())
     return 0 if results["ok"] else 1
 
 
@@ -81,3 +109,12 @@ def _play(balancer: LoadBalancer, n_requests: int, progress: Progress) -> Outcom
         bound=in_words(in_turn=in_turn),
         cost=played.cost,
     )
+
+
+def _play_selector(
+    name: str, builder: SelectorBuilder, progress: Progress, *, is_judged: bool
+) -> SelectorOutcome:
+    task = progress.add_task(name, total=None)  # it goes by time
+    shift = play_selector(builder.build(), lambda n: progress.update(task, completed=n))
+    progress.update(task, total=shift.n_requests, completed=shift.n_requests)
+    return SelectorOutcome(name, is_judged, shift)

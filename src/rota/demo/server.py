@@ -1,7 +1,8 @@
 """One HTTP server of the demo, run as a process: python -m rota.demo.server DELAY
 
-It answers every GET with 200 after DELAY seconds, prints its port, and ends when its
-standard input does, as it does when its parent is gone.
+It answers every GET with 200 after DELAY seconds and prints its port. Each line of its standard
+input is another DELAY, from then on; it ends when its standard input does, as it does when its
+parent is gone.
 """
 
 import sys
@@ -52,7 +53,8 @@ def main(delay: float) -> None:
     with Server((HOST, 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(server.server_port, flush=True)
-        sys.stdin.read()
+        for line in sys.stdin:
+            Handler.delay = float(line)
         server.shutdown()
 
 

@@ -108,8 +108,37 @@ class Tally:
         )
 
 
+class Connections:
+    """One thread's connections, kept open from request to request."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+
+    def get(self, address: str) -> None:
+        """Send a request to the server at `address`; returns when it has answered 200.
+
+        Raises
+        ------
+        urllib3.exceptions.HTTPError
+            It did not.
+        """
+        pool = self._pools.get(address)
+        if pool is None:
+            host, _, port = address.rpartition(":")
+            pool = urllib3.HTTPConnectionPool(host, int(port), timeout=TIMEOUT, retries=False)
+            self._pools[address] = pool
+        status = pool.urlopen("GET", "/").status
+        if status != 200:
+            raise urllib3.exceptions.HTTPError(f"{address} answered {status}")
+
+    def close(self) -> None:
+        """Close them all."""
+        for pool in self._pools.values():
+            pool.close()
+
+
 class Client:
-    """One thread's connections, kept open from request to request.
+    """Sends a request for each ticket, from a thread of its own.
 
     Parameters
     ----------
@@ -124,7 +153,7 @@ class Client:
     ) -> None:
         self._get_picker = get_picker
         self._on_failure = on_failure
-        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+        self._connections = Connections()
         self._tally = Tally()
 
     def run(self, tickets: Tickets) -> Tally:
@@ -136,8 +165,7 @@ class Client:
             tickets.stop()
             raise
         finally:
-            for pool in self._pools.values():
-                pool.close()
+            self._connections.close()
         return self._tally
 
     def _send(self, first_picks: Counter[str]) -> None:
@@ -160,12 +188,8 @@ class Client:
 
     def _answers(self, address: str) -> bool:
         """Return whether the server at `address` answered 200."""
-        pool = self._pools.get(address)
-        if pool is None:
-            host, _, port = address.rpartition(":")
-            pool = urllib3.HTTPConnectionPool(host, int(port), timeout=TIMEOUT, retries=False)
-            self._pools[address] = pool
         try:
-            return pool.urlopen("GET", "/").status == 200
+            self._connections.get(address)
         except urllib3.exceptions.HTTPError:
             return False
+        return True
