@@ -162,7 +162,7 @@ cdef enum:
 
 cdef double NOISE = 2.0             # log2 of a factor
 cdef double PATIENCE = 7.0          # log2 of a factor
-cdef double RISE = 0.25
+cdef double RISE = 0.375
 cdef double SMOOTHING = 1.0 / 16    # of what is typical
 cdef double LEAST_RTT = 1e-4        # seconds: less is the caller's own noise
 cdef double MOST_RTT = 1e9

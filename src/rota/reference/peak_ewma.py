@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 NOISE = 2.0  # differences in latency below a factor of 2**NOISE are none
 PATIENCE = 7.0  # of what is typical, as a factor of 2**PATIENCE, failures count at most
-RISE = 0.25  # of the way up, at a call
+RISE = 0.375  # of the way up, at a call
 SMOOTHING = 1 / 16  # of what is typical, by call
 WALK = 4  # more are looked at where both draws are bad
 LEAST_RTT, MOST_RTT = 1e-4, 1e9
