@@ -30,12 +30,15 @@ are shared out by weight.
 
 How a call ended:
     success      as above
-    failure      counts as max(rtt, timeout, 2 * average), at most MOST_TIMEOUTS timeouts: who
-                 fails at once attracts nobody
+    failure      counts as max(rtt, timeout, 2 * average), the doubling up to MOST_TIMEOUTS
+                 timeouts: who fails at once attracts nobody
     cancelled    took so long at least: the average may rise, and does not fall
 
 An instance of which nothing is known (`cost` 0) is taken to be as all others are: its key is
-`cold_key`, that of the running average of all successful calls.
+`cold_key`, that of the running average of all successful calls; before the first of them that
+of the timeout, so that who has failed is no better.
+
+Time does not go back: a call that ended before the last one that is known ended with it.
 
 Invariants: those of two_choices.pyx; cost is 0 or >= LEAST_RTT * 2**-1000; keys are finite.
 
@@ -58,7 +61,7 @@ import time
 import numpy as np
 
 from rota.arguments import as_duration, as_moment
-from rota.outcome import outcome_of
+from rota.outcome import Outcome, outcome_of
 
 cimport cython
 
@@ -185,11 +188,13 @@ cdef class Averages:
     def __cinit__(self, decay, timeout, clock, classify):
         self.decay = as_duration("decay", decay)
         self.timeout = as_duration("timeout", timeout)
-        for name, function in (("clock", clock or time.monotonic), ("classify", classify)):
+        for name, function in (("clock", time.monotonic if clock is None else clock),
+                               ("classify", classify)):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")
         self.clock, self.classify = clock, classify
         self.rate = 1.0 / (self.decay * LN2)
+        self.typical = c_log2(self.timeout)  # so that who fails first is no better than others
         self.now(True, &self.since)
 
     cdef int now(self, bint is_exact, double* seconds) except -1:
@@ -283,7 +288,7 @@ cdef class PeakEwma(TwoChoices):
         return self.averages.now(is_exact, seconds)
 
     cdef int observe(self, load_t* load, double rtt, double now, object error) except -1:
-        cdef int outcome = SUCCESS if error is None else self.averages.classify(error)
+        cdef int outcome = SUCCESS if error is None else Outcome(self.averages.classify(error))
         cdef lock_t section
         lock(&section, <PyObject*>self.averages)
         learn(self.averages, load, rtt, now - self.averages.since, outcome)
@@ -363,15 +368,16 @@ cdef list numbers(part, Py_ssize_t n):
 cdef void learn(Averages averages, load_t* load, double rtt, double now,
                 int outcome) noexcept nogil:
     """Add a call that ended now, seconds since the averages were made; under their lock."""
-    cdef double age = max(now - load.stamp, 0.0)
     cdef double share, cost, height
     rtt = max(rtt, LEAST_RTT)
-    share = c_exp2(-age * averages.rate)
+    now = max(now, averages.last)  # keys compare only if time never goes back
+    share = c_exp2((load.stamp - now) * averages.rate)
     cost = load.cost * share
     if outcome == SUCCESS:
         cost = rtt if rtt > cost else cost + rtt * (1.0 - share)
     elif outcome == FAILURE:
-        cost = min(2.0 * cost, MOST_TIMEOUTS * averages.timeout)
+        # The bound is one of the doubling: nobody gets better by failing.
+        cost = max(cost, min(2.0 * cost, MOST_TIMEOUTS * averages.timeout))
         cost = max(max(rtt, averages.timeout), cost)
     elif load.cost > 0.0:
         cost = max(cost, rtt)

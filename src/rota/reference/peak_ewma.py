@@ -1,5 +1,6 @@
 """Reference of kernels.peak_ewma."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -65,20 +66,26 @@ class Averages:
     ) -> None:
         self.decay = as_duration("decay", decay)
         self.timeout = as_duration("timeout", timeout)
-        for name, function in (("clock", clock or time.monotonic), ("classify", classify)):
+        for name, function in (
+            ("clock", time.monotonic if clock is None else clock),
+            ("classify", classify),
+        ):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")
         self.clock, self.classify = clock, classify
         self.rate = 1.0 / (self.decay * LN2)
         self.since = self.now()
         self.is_warm = False
-        self.typical = 0.0  # log2 of seconds
+        self.typical = log2(self.timeout)  # log2 of seconds
         self.cold_key = 0.0
         self.last = 0.0  # time of the last call that ended, since `since`
 
     def now(self) -> float:
         """Return the time, seconds."""
         return time.monotonic() if self.clock is None else as_moment(self.clock())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Averages":
+        return copy.copy(self)  # a copy goes by the very same clock
 
 
 class PeakEwma(TwoChoices[T]):
@@ -143,18 +150,17 @@ class PeakEwma(TwoChoices[T]):
 
     def _observe(self, load: Load, rtt: float, now: float, error: object) -> None:
         shared = self._averages
-        outcome = Outcome.SUCCESS if error is None else shared.classify(error)
+        outcome = Outcome.SUCCESS if error is None else Outcome(shared.classify(error))
         with self._lock:
-            now -= shared.since
-            age = max(now - load.stamp, 0.0)
+            now = max(now - shared.since, shared.last)  # time never goes back
             rtt = max(rtt, LEAST_RTT)
-            share = exp2(-age * shared.rate)
+            share = exp2((load.stamp - now) * shared.rate)
             cost = load.cost * share
             if outcome == Outcome.SUCCESS:
                 cost = rtt if rtt > cost else cost + rtt * (1.0 - share)
             elif outcome == Outcome.FAILURE:
                 penalty = min(2.0 * cost, MOST_TIMEOUTS * shared.timeout)
-                cost = max(rtt, shared.timeout, penalty)
+                cost = max(rtt, shared.timeout, cost, penalty)
             elif load.cost:
                 cost = max(cost, rtt)
             else:
@@ -171,6 +177,8 @@ class PeakEwma(TwoChoices[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for load, weight in zip(self._loads, self._weight, strict=True):
+            load.log2_weight = log2(float(weight)) if weight else 0.0  # not that of the whole
         shared = self._averages  # the time since the last call has not passed
         shared.since = shared.now() - shared.last
 
