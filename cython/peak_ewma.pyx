@@ -43,6 +43,8 @@ How a call ended:
                  what is typical: who fails at once attracts nobody
     cancelled    took so long at least: the average may rise, and does not fall
 
+Time does not go back: a call that ended before the last one that is known ended with it.
+
 Invariants: those of two_choices.pyx; cost is 0 or at least LEAST_RTT * 2**-1000, keys are
 finite where it is not 0, and -inf where it is.
 
@@ -66,7 +68,7 @@ import time
 import numpy as np
 
 from rota.arguments import as_duration, as_moment
-from rota.outcome import outcome_of
+from rota.outcome import Outcome, outcome_of
 
 cimport cython
 
@@ -201,7 +203,8 @@ cdef class Averages:
     def __cinit__(self, decay, timeout, clock, classify):
         self.decay = as_duration("decay", decay)
         self.timeout = as_duration("timeout", timeout)
-        for name, function in (("clock", clock or time.monotonic), ("classify", classify)):
+        for name, function in (("clock", time.monotonic if clock is None else clock),
+                               ("classify", classify)):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")
         self.clock, self.classify = clock, classify
@@ -306,7 +309,7 @@ cdef class PeakEwma(TwoChoices):
         return self.averages.now(is_exact, seconds)
 
     cdef int observe(self, load_t* load, double rtt, double now, object error) except -1:
-        cdef int outcome = SUCCESS if error is None else self.averages.classify(error)
+        cdef int outcome = SUCCESS if error is None else Outcome(self.averages.classify(error))
         cdef lock_t section
         lock(&section, <PyObject*>self.averages)
         learn(self.averages, load, rtt, now - self.averages.since, outcome)
@@ -394,7 +397,8 @@ cdef void learn(Averages averages, load_t* load, double rtt, double now,
     """Add a call that ended now, seconds since the averages were made; under their lock."""
     cdef double old = load.cost, share, cost, peak, height
     rtt = min(max(rtt, LEAST_RTT), MOST_RTT)
-    share = c_exp2(-max(now - load.stamp, 0.0) * averages.rate)
+    now = max(now, averages.last)  # keys compare only if time never goes back
+    share = c_exp2((load.stamp - now) * averages.rate)
     cost = old * share
     if outcome == SUCCESS:
         if old > 0.0:

@@ -52,6 +52,9 @@ from rota.kernels.two_choices cimport count, get
 from rota.kernels.weighted_random cimport Draws
 
 
+cdef str IS_VIEW = "a picker among others cannot be changed: change the whole"
+
+
 cdef int32_t two_choices_acquire(TwoChoices picker) noexcept nogil:
     cdef int32_t i = picker.choose()
     if i >= 0:
@@ -60,8 +63,9 @@ cdef int32_t two_choices_acquire(TwoChoices picker) noexcept nogil:
 
 
 cdef void two_choices_release(TwoChoices picker, int32_t i) noexcept nogil:
-    if 0 <= i < picker.n and get(&picker.load[i].in_flight) > 0:
-        count(&picker.load[i].in_flight, -1)
+    cdef load_t* load = picker.load[i] if 0 <= i < picker.n else NULL
+    if load != NULL and get(&load.in_flight) > 0:  # who has left may have no load at all
+        count(&load.in_flight, -1)
 
 
 cdef inline void let_go(load_t* load) noexcept nogil:
@@ -220,7 +224,7 @@ cdef class TwoChoices(Draws):
 
     cdef int prepare(self, Py_ssize_t i, int64_t weight) except -1:
         if self.is_view:
-            raise TypeError("a picker among others cannot be changed: change the whole")
+            raise TypeError(IS_VIEW)
         if self.load[i] == NULL:
             self.load[i] = new_load()
             if self.load[i] == NULL:
@@ -346,6 +350,10 @@ cdef class TwoChoices(Draws):
         cdef uint64_t version
         cdef Py_ssize_t k, i
         cdef TwoChoices picker
+        with cython.critical_section(self):
+            for k in range(len(members)):  # asked once: a number of one's own may run anything
+                i = present(self, members[k])
+                members[k] = i
         while True:
             instances, weights = [], []
             with cython.critical_section(self):
@@ -367,6 +375,18 @@ cdef class TwoChoices(Draws):
                 picker.is_view = True
                 picker.join(self)
                 return picker
+
+    def replace(self, index, instance):
+        """Put another object in the place of the instance at `index`, which keeps its load. O(1).
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody, or a picker among others; nothing has changed.
+        """
+        if self.is_view:
+            raise TypeError(IS_VIEW)
+        Picker.replace(self, index, instance)
 
     @property
     def loads(self):
@@ -423,10 +443,9 @@ cdef class Lease:
             No finite number of seconds >= 0; the lease is still open.
         """
         cdef double seconds = seconds_of(rtt), now
-        if self.is_open:
+        if close(self):  # first: the call has ended, even if the clock fails
             self.picker.now(False, &now)
-            if close(self):
-                self.picker.observe(self.load, seconds, now, error)
+            self.picker.observe(self.load, seconds, now, error)
 
     def release(self):
         """End the call without saying how; after a report it does nothing. O(1)."""
@@ -443,13 +462,8 @@ cdef class Lease:
             The error, where there is no more to say.
         """
         cdef double now
-        if not self.is_open:
-            return
-        if not self.is_timed:
-            close(self)
-            return
-        self.picker.now(True, &now)
-        if close(self):
+        if close(self) and self.is_timed:
+            self.picker.now(True, &now)
             if info is not None:
                 err = getattr(info, "err", info)
             self.picker.observe(self.load, max(now - self.start, 0.0), now, err)

@@ -1,5 +1,5 @@
-"""Nothing leaks: 10**7 picks, 10**4 pickers made and dropped, and 5,000 rounds of
-changes leave memory flat.
+"""Nothing leaks: 10**7 picks, 10**4 pickers made and dropped, 5,000 rounds of changes, and
+4,000 of calls in flight leave memory flat.
 
 Measured by tracemalloc, which sees every allocation of the kernels (they use Python's
 allocator) and of numpy. In a process of its own, so that nothing else allocates.
@@ -7,6 +7,8 @@ allocator) and of numpy. In a process of its own, so that nothing else allocates
 
 import subprocess
 import sys
+
+import pytest
 
 PRELUDE = """
 import copy, gc, pickle, tracemalloc
@@ -94,6 +96,52 @@ change(5_000)
 print(used() - before)
 """
 
+LEASES = """
+import asyncio
+def call(n):
+    picker = Made(instances, weights, seed=1)
+    errors = [OSError(), ValueError("x"), asyncio.CancelledError(), None]
+    for i in range(n):
+        leases = [picker.acquire() for _ in range(9)]
+        leases[0].done(0.01), leases[0].done(0.01), leases[1].done(0.01, errors[i % 4])
+        leases[2](), leases[3].release()
+        try:
+            with leases[4] as instance:
+                raise errors[0]
+        except OSError:
+            errors[0].__traceback__ = errors[0].__context__ = None
+        instance, done = picker.select()
+        done(err=errors[i % 4])
+        picker.loads, getattr(picker, "latencies", 0)
+        for bad in (
+            lambda: leases[5].done(-1), lambda: leases[5].done("x"), lambda: copy.copy(leases[5]),
+            lambda: picker.among([500]), lambda: picker.among(["x"]),
+        ):
+            try:
+                bad()
+            except (TypeError, ValueError):
+                pass
+        view = picker.among(range(50, 60))
+        leases += [view.acquire() for _ in range(3)]
+        try:
+            view.add(5)
+        except TypeError:
+            pass
+        if i % 8 == 0:  # loads that only leases hold, and only views
+            picker.remove(99)
+            picker.update(instances[i % 32:], weights[i % 32:])
+            picker.update(instances, weights)
+            copy.copy(picker).acquire(), copy.copy(view).acquire()
+        if i % 16 == 0:
+            cycle = [picker.acquire(), picker]
+            cycle.append(cycle)
+            pickle.loads(pickle.dumps(Made(range(5), range(5), seed=1))).acquire()
+call(1_000)  # until the caches of pickle and numpy are full
+before = used()
+call(4_000)
+print(used() - before)
+"""
+
 HASH = """
 from rota.kernels.hash_picker import Lease
 names = [f"n{i}" for i in range(20)]
@@ -164,6 +212,12 @@ def test_building_and_dropping_leaves_memory_flat(kernels, picker_name):
 def test_changes_leave_memory_flat(kernels, picker_name):
     # One leaked object in a round would be 80 kilobytes and more.
     assert grown(CHANGES, stem_of(picker_name, kernels), picker_name) < 32_768
+
+
+@pytest.mark.parametrize("name", ["LeastRequest", "PeakEwma"])
+def test_leases_and_views_leave_memory_flat(kernels, name):
+    # One leaked load, lease or view in a round would be 160 kilobytes and more.
+    assert grown(LEASES, stem_of(name, kernels), name) < 32_768
 
 
 def test_hash_pickers_leave_memory_flat(kernels, hash_picker_name):

@@ -96,6 +96,45 @@ def test_a_fork_beside_a_fill(kernels, picker_name):
     assert done.returncode == 0, done.stderr
 
 
+IN_FLIGHT = """
+import os
+from rota.{implementation}.{stem} import {name} as Made
+
+for seed in (None, 3):
+    picker = Made(range(6), range(6), seed=seed)
+    view = picker.among([1, 2, 5])
+    leases = [door.acquire() for door in [picker, view] * 20]
+    pid = os.fork()
+    for k, lease in enumerate(leases):  # in both: each has a count of its own
+        lease.done(0.01, OSError() if k % 9 == 0 else None) if k % 2 else lease.release()
+    del lease, leases
+    for _ in range(1000):
+        for door in (picker, view):
+            door.acquire().done(0.01)
+    picker.remove(1)
+    picker.set_weight(picker.add("x"), 9)
+    right = set(view.pick_many(500)) <= {{1, 2, 5}}
+    right = right and not picker.loads.any() and not view.loads.any()
+    if pid == 0:
+        os._exit(0 if right else 1)
+    assert right
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.parametrize("name", ["LeastRequest", "PeakEwma"])
+def test_a_fork_with_calls_in_flight(impl, name):
+    """Both go on with what was in flight, and with what they learned by then."""
+    stem = getattr(impl, name).__module__.rsplit(".", 1)[1]
+    program = IN_FLIGHT.format(implementation=impl.name, stem=stem, name=name)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "name",
     [

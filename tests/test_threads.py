@@ -1,9 +1,12 @@
-"""One picker for all threads: no pick is lost, none comes twice."""
+"""One picker for all threads: no pick is lost, none comes twice, every call is counted back."""
 
+import asyncio
+import random
 import threading
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from tests.conftest import AT_RANDOM
 from tests.threads import N_THREADS, run_threads
@@ -206,3 +209,98 @@ def test_updates_are_whole(impl, picker_name):
             assert len({name for name, _ in picker.pick_many(200)}) == 1
 
     run_threads(updating, picking, picking)
+
+
+# -- calls in flight ------------------------------------------------------------------------
+
+LOADED = ("LeastRequest", "PeakEwma")
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_calls_of_many_threads_beside_changes(impl, name):
+    """Through the whole and its views, ended in every way: in the end nothing is in flight."""
+    scale = 1 if impl.name == "kernels" else 20
+    picker = getattr(impl, name)([("stays", i) for i in range(STAY)], [5] * STAY, seed=1)
+    views = [picker.among(range(STAY)), picker.among([0, 1])]
+    comings = [Comings(picker, k, 4000 // scale) for k in range(2)]
+    n_calls = 40_000 // scale
+    kept = [[] for _ in range(6)]
+
+    def body(k):
+        door, rng = [picker, *views][k % 3], random.Random(k)
+        errors = [None, None, OSError(), asyncio.CancelledError()]
+        ends = [
+            lambda lease: lease.done(rng.random(), rng.choice(errors)),
+            lambda lease: lease.release(),
+            lambda lease: lease(),
+            lambda lease: None,  # dropped
+            kept[k].append,
+        ]
+
+        def call():
+            for step in range(n_calls):
+                if step % 8 == 0:
+                    door.select()[1](err=errors[step % 4])
+                with door.acquire() as (whose, _):
+                    assert whose == "stays" or door is picker
+                ends[step % 4 if step % 512 else 4](door.acquire())
+                if step % 64 == 0:
+                    assert (door.loads >= 0).all()
+                    door.among([0]).acquire()
+
+        return call
+
+    def replacing():
+        for step in range(4000 // scale):
+            picker.replace(step % STAY, ("stays", step % STAY))
+
+    run_threads(*[body(k) for k in range(6)], *comings, replacing)
+    shared = sum(len(leases) for leases in kept)
+    there = picker.loads[:STAY]
+    assert sum(lease.instance[0] == "stays" for leases in kept for lease in leases) == there.sum()
+    assert shared >= there.sum() > 0
+    np.testing.assert_array_equal(there, views[0].loads)
+    # One thread has begun them, and others end them.
+    run_threads(*[lambda leases=leases: [lease.done(0.1) for lease in leases] for leases in kept])
+    for each in (picker, *views):
+        assert not each.loads.any()
+    if name == "PeakEwma":
+        assert np.isfinite(picker.latencies[:STAY]).all()
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_lease_ends_once_of_all_threads(impl, name):
+    """Whoever comes first; the load of the other lease stays."""
+    picker = getattr(impl, name)(["a"], seed=1)
+    stays = picker.acquire()
+    for _ in range(200 if impl.name == "kernels" else 20):
+        lease = picker.acquire()
+        run_threads(*[lease.release, lambda lease=lease: lease.done(0.1), lease] * 2)
+        assert picker.loads.tolist() == [1]
+    stays.release()
+    assert picker.loads.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_updates_beside_calls(impl, name):
+    """Who leaves takes what is in flight along; who comes begins with nothing."""
+    picker = getattr(impl, name)([("a", i) for i in range(20)], seed=1)
+    done = threading.Event()
+
+    def updating():
+        try:
+            for step in range(400 if impl.name == "kernels" else 40):
+                picker.update([("ab"[step % 2], i) for i in range(20)], range(1, 21))
+        finally:
+            done.set()
+
+    def calling():
+        leases = []
+        while not done.is_set():
+            leases.append(picker.acquire())
+            if len(leases) > 50:
+                leases.pop(0).done(0.01)
+            assert picker.loads.max() <= 102
+
+    run_threads(updating, calling, calling)
+    assert not picker.loads.any()

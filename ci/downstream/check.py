@@ -10,7 +10,7 @@ import ctypes
 import importlib
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +28,7 @@ INSTANCES = [f"10.0.0.{i}:80" for i in range(10)]
 WEIGHTS = [5, 1, 1, 0, 4, 2, 3, 1, 2, 1]  # 20 in all
 # In ns, for the fastest of the rounds: whoever else uses the machine only makes them slower.
 BARS = {"RoundRobin": 2.0, "WeightedRandom": 4.0}
+AT_RANDOM = ("WeightedRandom", "LeastRequest", "PeakEwma")
 
 
 def pickers() -> dict[str, rota.Picker]:
@@ -39,6 +40,8 @@ def pickers() -> dict[str, rota.Picker]:
             INSTANCES, WEIGHTS, start=0
         ),
         "WeightedRandom": rota.WeightedRandom(INSTANCES, WEIGHTS, seed=1),
+        "LeastRequest": rota.LeastRequest(INSTANCES, WEIGHTS, seed=1),
+        "PeakEwma": rota.PeakEwma(INSTANCES, WEIGHTS, seed=1),
     }
 
 
@@ -55,7 +58,7 @@ def check_counts(n: int) -> None:
         *counts, to_nobody = service.count_picks(picker, n)
         assert to_nobody == 0
         wanted = expected(name, n)
-        if name != "WeightedRandom":
+        if name not in AT_RANDOM:
             assert counts == wanted, (name, counts)
             continue
         assert sum(counts) == n
@@ -88,6 +91,24 @@ def check_threads(n: int) -> None:
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(door.count_picks, copy.copy(picker), n) for door in DOORS]
     assert all(run.result()[:-1] == expected("WeightedRoundRobin", n) for run in runs)
+
+
+def check_calls(n: int) -> None:
+    """Calls that C counts are shared out as those that Python counts, and are counted back."""
+    for name in ("LeastRequest", "PeakEwma"):
+        picker, twin = pickers()[name], pickers()[name]
+        counts, calls = Counter(), deque()
+        for _ in range(n):
+            if len(calls) == 1024:
+                calls.popleft().release()
+            calls.append(twin.acquire())
+            counts[calls[-1].index] += 1
+        assert service.count_calls(picker, n) == [counts[i] for i in range(10)], name
+        assert not picker.loads.any()
+        calls.clear()
+        assert picker.pick_many(1000) == twin.pick_many(1000)
+        assert service.count_calls(type(picker)([]), 3) == []
+        assert_raises(TypeError, service.count_calls, rota.RoundRobin([]), 1)
 
 
 def check_rings(n: int) -> None:
@@ -197,6 +218,7 @@ def main() -> None:
     assert here not in Path(service.__file__).parents, "the service of this folder, not installed"
     assert rota.IMPLEMENTATION == "compiled"
     check_sequences(10_000)
+    check_calls(20_000)
     check_rings(20_000)
     check_refusals()
     check_threads(n // 10)

@@ -353,7 +353,7 @@ def as_seconds(name: str, value: float) -> float:
     """
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number of seconds, got {_short(value)}")
-    seconds = float(value)
+    seconds = _as_float(value)
     if not 0.0 <= seconds < math.inf:
         raise ValueError(f"{name} must be a finite number of seconds >= 0, got {seconds}")
     return seconds
@@ -387,7 +387,14 @@ def as_moment(value: float) -> float:
     """
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"clock must give a number of seconds, got {_short(value)}")
-    seconds = float(value)
+    seconds = _as_float(value)
     if not -1e15 <= seconds <= 1e15:
         raise ValueError(f"clock must give seconds in [-1e15, 1e15], got {seconds}")
     return seconds
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more digits than that
+        return math.inf

@@ -1,5 +1,6 @@
 """Reference of kernels.peak_ewma."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -77,7 +78,10 @@ class Averages:
     ) -> None:
         self.decay = as_duration("decay", decay)
         self.timeout = as_duration("timeout", timeout)
-        for name, function in (("clock", clock or time.monotonic), ("classify", classify)):
+        for name, function in (
+            ("clock", time.monotonic if clock is None else clock),
+            ("classify", classify),
+        ):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")
         self.clock, self.classify = clock, classify
@@ -91,6 +95,9 @@ class Averages:
     def now(self) -> float:
         """Return the time, seconds."""
         return time.monotonic() if self.clock is None else as_moment(self.clock())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Averages":
+        return copy.copy(self)  # a copy goes by the very same clock
 
 
 class PeakEwma(TwoChoices[T]):
@@ -157,11 +164,11 @@ class PeakEwma(TwoChoices[T]):
 
     def _observe(self, load: Load, rtt: float, now: float, error: object) -> None:
         shared = self._averages
-        outcome = Outcome.SUCCESS if error is None else shared.classify(error)
+        outcome = Outcome.SUCCESS if error is None else Outcome(shared.classify(error))
         with self._lock:
-            now -= shared.since
+            now = max(now - shared.since, shared.last)  # time never goes back
             rtt = min(max(rtt, LEAST_RTT), MOST_RTT)
-            share = exp2(-max(now - load.stamp, 0.0) * shared.rate)
+            share = exp2((load.stamp - now) * shared.rate)
             cost = load.cost * share
             if outcome == Outcome.SUCCESS:
                 if load.cost:
@@ -193,6 +200,10 @@ class PeakEwma(TwoChoices[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for load, weight in zip(self._loads, self._weight, strict=True):
+            load.log2_weight = (
+                as_float32(log2(float(weight))) if weight else 0.0
+            )  # not that of the whole
         shared = self._averages  # the time since the last call has not passed
         shared.since = shared.now() - shared.last
 

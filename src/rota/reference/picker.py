@@ -84,6 +84,9 @@ class Picker(Generic[T]):
     def _reorder(self, order: list[int]) -> None:
         """Go on with the list in another order."""
 
+    def _prepare(self) -> None:
+        """Raise where the picker cannot be changed."""
+
     def _draw(self) -> int:
         """Return the index of the next instance, -1 when nothing has weight."""
         raise NotImplementedError(f"{type(self).__name__} gives no order")
@@ -159,6 +162,7 @@ class Picker(Generic[T]):
     def replace(self, index: int, instance: T) -> None:
         """Put another object in the place of the instance at `index`."""
         with self._lock:
+            self._prepare()
             self._instances[self._index(index)] = instance
             self._version += 1
 
@@ -167,6 +171,7 @@ class Picker(Generic[T]):
         wanted = as_instances(instances)
         weight = as_weights(weights, len(wanted)).tolist()
         with self._lock:
+            self._prepare()
             version = -1
             while version != self._version:  # comparing may run anything
                 version, present = self._version, self._present()
@@ -198,6 +203,7 @@ class Picker(Generic[T]):
         if weight == old:
             return
         as_new_total(sum(self._weight) - old + weight)
+        self._prepare()
         self._weight[i] = weight
         self._weights[i] = weight
         self._n_live += (weight > 0) - (old > 0)
@@ -205,6 +211,7 @@ class Picker(Generic[T]):
         self._reweigh(i, old)
 
     def _admit(self, instance: T, weight: int) -> int:
+        self._prepare()
         if self._vacant:
             i = self._vacant.pop()
             self._instances[i] = instance
@@ -230,6 +237,7 @@ class Picker(Generic[T]):
         self._weights = base[: n + 1]
 
     def _dismiss(self, i: int) -> None:
+        self._prepare()
         self._give(i, 0)
         self._vanish(i)
         self._instances[i] = None

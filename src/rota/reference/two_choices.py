@@ -94,11 +94,15 @@ class TwoChoices(Draws[T]):
         """Return a picker of these instances only, which shares their loads with this one."""
         with self._lock:
             members = [self._index(i) for i in indices]
-            seed = None if self in unseeded else self._random.next()
-            instances = [self._instances[i] for i in members]
-            weights = [self._weight[i] for i in members]
-            picker = type(self)(instances, weights, seed=seed, **self._options())
+            version = -1
+            while version != self._version:  # making it may run anything
+                version = self._version
+                instances = [self._instances[self._index(i)] for i in members]
+                weights = [self._weight[i] for i in members]
+                seed = None if self in unseeded else self._random.next()
+                picker = type(self)(instances, weights, seed=seed, **self._options())
             picker._loads = [self._loads[i] for i in members]
+            picker._lock = self._lock  # which is that of the loads
             picker._is_view = True
             picker._join(self)
             return picker
@@ -144,6 +148,8 @@ class Lease(Generic[T]):
     Let go without a report it is released.
     """
 
+    _is_open = False  # nor is one that could not be made
+
     def __init__(
         self, picker: TwoChoices[T], index: int, load: Load, instance: T, start: float | None
     ) -> None:
@@ -165,6 +171,8 @@ class Lease(Generic[T]):
         self._close()
 
     def _close(self) -> bool:
+        if not self._is_open:
+            return False
         with self._picker._lock:
             was_open, self._is_open = self._is_open, False
             if was_open and self._load.in_flight:
@@ -182,7 +190,8 @@ class Lease(Generic[T]):
             self._picker._observe(self._load, max(now - self._start, 0.0), now, error)
 
     def __enter__(self) -> T:
-        self._start = self._picker._now()
+        if self._is_open:
+            self._start = self._picker._now()
         return self.instance
 
     def __exit__(

@@ -10,6 +10,7 @@ from array import array
 from rota.kernels.hash_picker cimport HashPicker, hash_picker_index, hash_picker_length
 from rota.kernels.murmur3 cimport murmur3_x64_128
 from rota.kernels.picker cimport Picker, picker_fill, picker_index, picker_length, picker_object
+from rota.kernels.two_choices cimport TwoChoices, two_choices_acquire, two_choices_release
 
 from dispatch.floor cimport nothing
 
@@ -37,6 +38,24 @@ def first_picks(Picker picker not None, Py_ssize_t n):
         instance = picker_object(picker, picker_index(picker))
         picks.append(None if instance == NULL else <object>instance)
     return picks
+
+
+def count_calls(TwoChoices picker not None, Py_ssize_t n_requests):
+    """Return how many of n requests went to each index; BLOCK of them are in flight at once."""
+    cdef int64_t[::1] counts = array("q", bytes(8 * picker_length(picker)))
+    cdef int32_t in_flight[BLOCK]
+    cdef Py_ssize_t request, k
+    with nogil:
+        for request in range(n_requests):
+            k = request % BLOCK
+            if request >= BLOCK:
+                two_choices_release(picker, in_flight[k])
+            in_flight[k] = two_choices_acquire(picker)
+            if in_flight[k] >= 0:
+                counts[in_flight[k]] += 1
+        for k in range(min(n_requests, BLOCK)):
+            two_choices_release(picker, in_flight[k])
+    return list(counts)
 
 
 def count_users(HashPicker ring not None, uint64_t n_users):
