@@ -66,7 +66,7 @@ from rota.outcome import Outcome, outcome_of
 cimport cython
 
 from rota.kernels.picker cimport lock, lock_t, take, unlock
-from rota.kernels.two_choices cimport TwoChoices, get, load_t, read, write
+from rota.kernels.two_choices cimport TwoChoices, begin_call, get, load_t, read, write
 
 cdef extern from *:
     """
@@ -258,6 +258,17 @@ cdef class PeakEwma(TwoChoices):
         Nothing is counted; see `acquire`.
         """
         return take(self)
+
+    def acquire(self):
+        """Pick, and count one more in flight there, until the lease is released. O(1).
+
+        Returns
+        -------
+        Lease or None
+            With `.instance`, `.index`, `.done(rtt, error)`, `.release()`; a context manager
+            that gives the instance and reports by itself. None when nothing has weight.
+        """
+        return begin_call(self)
 
     cdef int32_t prefer(self, int32_t first) noexcept nogil:
         cdef int32_t i = self.second(first), in_flight
