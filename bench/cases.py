@@ -27,6 +27,9 @@ gone round once. Twins, and a weighted round robin (fair or smooth) too long for
 start as they are.
 Rings pick for keys that change with every pick.
 
+Pickers that know of loads are busy: there have been two calls for each instance, up to 20,000,
+and every second one is still in flight; latencies differ as they do.
+
 Pickers that change have had one change and one pick for each instance before a case begins:
 what changes leave behind is there. Indices and weights come from lists made beforehand, so
 long that no near cache holds what they touch, and of lengths that hardly ever give an index
@@ -81,14 +84,18 @@ CLASSES = {
     "fair_round_robin": "FairRoundRobin",
     "interleaved_weighted_round_robin": "InterleavedWeightedRoundRobin",
     "weighted_random": "WeightedRandom",
+    "least_request": "LeastRequest",
+    "peak_ewma": "PeakEwma",
 }
+LOADED = ("least_request", "peak_ewma")  # that know of loads
+AT_RANDOM = ("weighted_random", *LOADED)
 SIZES = (10, 100, 1_000, 10_000, 1_000_000)
 PICKS = 1_000  # of one pick_many, and of one timing under pytest-benchmark
 ELEMENTS = 10_000  # of one fill, unless a case says otherwise
 LARGEST_TWIN = {  # instances of the largest twin that ends in reasonable time
     "weighted_round_robin": 1_000,  # O(n) a pick
     "fair_round_robin": 1_000,
-    "weighted_random": 10_000,  # seconds to build
+    **dict.fromkeys(AT_RANDOM, 10_000),  # seconds to build
 }
 LONGEST_SCHEDULE = 10_000  # instances of the largest schedule (50 n picks) that is cycled
 WITH_TABLE = ("weighted_round_robin", "fair_round_robin")  # that keep a period as it is walked
@@ -99,6 +106,9 @@ CHANGES = 1_000  # of one statement, and of one timing under pytest-benchmark
 INDICES, WEIGHTS = 32_768, 10_007  # of the lists that changes are taken from; no common divisor
 STORM = 10  # picks to a change
 LULL = 10_000
+CALLS = 1_000  # of one statement, and of one timing under pytest-benchmark
+MOST_BEGUN = 20_000
+MEMBERS = 10  # of a picker among others
 
 STATEMENTS = {
     "pick": {
@@ -156,6 +166,19 @@ STATEMENTS |= {
 CHANGE_UNDO = dict.fromkeys(
     ("pick_changed", "fill_changed"), "i, w = next(changes); p.set_weight(i, w)"
 )
+EACH_CALL = "for rtt in rtts: "
+CALL_STATEMENTS = {
+    "acquire_done": EACH_CALL + "p.acquire().done(rtt)",
+    "acquire_failed": EACH_CALL + "p.acquire().done(rtt, error)",
+    "acquire_release": EACH_CALL + "p.acquire().release()",
+    "with": EACH_CALL + "\n with p.acquire(): pass",
+    "select": EACH_CALL + "p.select()[1]()",
+    "among": "p.among(members)",
+}
+STATEMENTS |= {
+    measure: dict.fromkeys(("kernel", "twin"), statement)
+    for measure, statement in CALL_STATEMENTS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -320,6 +343,8 @@ def walk(stem: str, who: str, made: Any, given: Sequence[int]) -> None:
     picks = period(stem, given)
     if who == "itertools.cycle":
         deque(itertools.islice(made, picks + 1), 0)  # one more: now it lets go of its source
+    elif who == "kernel" and stem in LOADED:
+        made.fill(np.empty(min(picks, 1_000_000), np.int32))  # there is no period
     elif who == "kernel" and (stem not in WITH_TABLE or table_bytes(stem, given)):
         out = np.empty(min(picks, 1_000_000), np.int32)
         for _ in range(-(-picks // len(out))):
@@ -341,6 +366,8 @@ def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int 
     """
     if measure in CHANGE_STATEMENTS:
         return change_case(stem, measure, n, who)
+    if measure in CALL_STATEMENTS:
+        return call_case(stem, measure, n, who)
     given = worst_weights(stem, n) if measure in ("pick_worst", "all_attempts") else weights(n)
     make = maker(stem, who)
     names: dict[str, Any] = {"make": make, "servers": servers(n), "weights": given}
@@ -348,6 +375,7 @@ def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int 
         made = make(servers(n), given)
         walk(stem, who, made, given)
         names = {"p": made, "servers": servers(n), "ctx": object(), "request": object()}
+        names["in_flight"] = in_flight(stem, who, made, n)
     if measure == "fill":
         names |= {
             "n": n,
@@ -362,6 +390,48 @@ def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int 
     return Case(statement, names, units)
 
 
+@cache
+def latencies(count: int = CALLS) -> list[float]:
+    """Return that many latencies, in seconds: lognormal about 10 ms."""
+    numbers = random.Random(42)
+    return [numbers.lognormvariate(-4.6, 0.5) for _ in range(count)]
+
+
+@cache
+def call_loop() -> Case:
+    """Return the loop over the latencies and nothing else."""
+    return Case(EACH_CALL + "pass", {"rtts": latencies()}, CALLS)
+
+
+def in_flight(stem: str, who: str, made: Any, n: int) -> list[Any]:
+    """Let a picker be busy, where it knows of that; return the calls in flight."""
+    if stem not in LOADED or who not in ("kernel", "twin"):
+        return []
+    calls = [made.acquire() for _ in range(min(2 * n, MOST_BEGUN))]
+    for call, rtt in zip(calls[::2], itertools.cycle(latencies()), strict=False):
+        call.done(rtt)
+    return calls[1::2]
+
+
+def call_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
+    """Make a case of a picker that knows of loads, busy and ready to run.
+
+    Parameters
+    ----------
+    stem, measure, who : str
+        Of LOADED, keys of CALL_STATEMENTS and of STATEMENTS[measure].
+    n : int
+        Instances.
+    """
+    made, statement = maker(stem, who)(servers(n), weights(n)), CALL_STATEMENTS[measure]
+    walk(stem, who, made, weights(n))
+    names = {"p": made, "in_flight": in_flight(stem, who, made, n), "rtts": latencies()}
+    names |= {"error": ConnectionError(), "members": list(range(min(n, MEMBERS)))}
+    if measure == "among":
+        return Case(statement, names)
+    return Case(statement, names, CALLS, net_of=call_loop())
+
+
 def change_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
     """Make a case of a picker that changes in place, ready to run.
 
@@ -374,6 +444,7 @@ def change_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
     """
     made, coming = maker(stem, who)(objects(n), weights(n)), changes(n)
     walk(stem, who, made, weights(n))
+    calls = in_flight(stem, who, made, n)
     if measure != "pick_at_rest":
         for i, weight in itertools.islice(coming, min(n, INDICES)):
             made.set_weight(i, weight)
@@ -382,6 +453,7 @@ def change_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
         made.fill(np.empty(min(2 * period(stem, made.weights), 1_000_000), np.int32))
     statement, undo = CHANGE_STATEMENTS[measure], CHANGE_UNDO.get(measure, "")
     names = {"p": made, "servers": objects(n), "changes": coming, "itertools": itertools}
+    names["in_flight"] = calls
     if measure == "fill_changed":
         names["out"] = np.zeros(ELEMENTS, np.int32)
     if statement.startswith("for"):
@@ -481,7 +553,7 @@ def rivals(stem: str, measure: str) -> list[str]:
     return [
         who
         for who in STATEMENTS[measure]
-        if who in ("kernel", "twin") or (who in random_only) == (stem == "weighted_random")
+        if who in ("kernel", "twin") or (who in random_only) == (stem in AT_RANDOM)
     ]
 
 

@@ -32,11 +32,13 @@ from timeit import Timer
 
 import numpy as np
 from cases import (
+    AT_RANDOM,
     BALANCERS,
     CHANGE_SIZES,
     CLASSES,
     COLD_KEYS,
     HASHES,
+    LOADED,
     NOTHING,
     NUMBERS,
     RING_SIZES,
@@ -48,6 +50,7 @@ from cases import (
     balanced,
     bytes_per_instance,
     bytes_per_point,
+    call_case,
     calls_alone,
     case,
     change_case,
@@ -72,7 +75,16 @@ from rich.table import Table
 
 import rota
 
-STEMS = (*CLASSES, "picker", "splitmix64", "murmur3", "hash_picker", *RINGS, "balancers")
+STEMS = (
+    *CLASSES,
+    "two_choices",
+    "picker",
+    "splitmix64",
+    "murmur3",
+    "hash_picker",
+    *RINGS,
+    "balancers",
+)
 SECONDS = 0.0002  # one timing
 LONGEST_GROUP = 4.0  # seconds, after which there are no more rounds
 LONGEST_RING_GROUP = 2.0
@@ -96,6 +108,7 @@ PICK_BAR = {
     "interleaved_weighted_round_robin": 1.8,
     "weighted_random": 1.5,
 }
+CALL_BAR = {"peak_ewma": 8.0}  # acquire + done(rtt)
 LARGE_PICK_BAR = 2.5  # n = 10,000
 SET_WEIGHT_BAR = 10.0  # with the pick after it, n = 10,000
 SET_WEIGHT_GROWTH_BAR = 4.0  # likewise, n = 1,000,000 / n = 100
@@ -109,7 +122,10 @@ TWIN_BAR = {
     "weighted_round_robin": (40.0, (100,)),
     "fair_round_robin": (40.0, (100,)),
     "weighted_random": (15.0, SMALL),
+    "least_request": (20.0, SMALL),
+    "peak_ewma": (20.0, SMALL),
 }
+CALL_TWIN_BAR = 20.0  # acquire + done(rtt)
 CHOICES_BAR = 60.0  # n = 100
 NUMPY_CHOICE_BAR = 20.0
 COPY_BAR = 0.25
@@ -268,13 +284,13 @@ def pick_group(stem: str, n: int) -> Group:
     """One pick beside the floor, its twin and what people use today."""
     whom = [who for size, who in grid(stem, "pick") if size == n]
     cases = {who: case(stem, "pick", n, who) for who in whom}
-    bars = {"floor": LARGE_PICK_BAR if n == 10_000 else None}
+    bars = {"floor": LARGE_PICK_BAR if n == 10_000 and stem in PICK_BAR else None}
     if n <= 1_000:
         bars["floor"] = PICK_BAR.get(stem)
     least, judged_sizes = TWIN_BAR.get(stem, (None, ()))
     if n in judged_sizes:
         bars["twin"] = least
-    if n == 100:
+    if n == 100 and stem == "weighted_random":
         bars["random.choices"] = CHOICES_BAR
     pairs = [("pick()", "kernel", who, bars.get(who)) for who in ("floor", *whom[1:])]
     return Group(stem, n, cases | {"floor": floor()}, pairs)
@@ -303,7 +319,7 @@ def worst_group(stem: str, n: int) -> Group:
 
 def fill_group(stem: str, n: int, elements: int) -> Group:
     """One fill beside numpy's."""
-    against = "numpy.choice" if stem == "weighted_random" else "numpy.copyto"
+    against = "numpy.choice" if stem in AT_RANDOM else "numpy.copyto"
     bar = {"weighted_random": NUMPY_CHOICE_BAR} | dict.fromkeys(COPIED, COPY_BAR)
     cases = {who: case(stem, "fill", n, who, elements=elements) for who in ("kernel", against)}
     return Group(stem, n, cases, [(f"fill of {elements:,}", "kernel", against, bar.get(stem))])
@@ -311,9 +327,35 @@ def fill_group(stem: str, n: int, elements: int) -> Group:
 
 def build_group(stem: str, n: int) -> Group:
     """The build, an instance, beside the twin's; beside the sums of random.choices without one."""
-    against = "random.choices" if stem == "weighted_random" and n > 10_000 else "twin"
+    against = "random.choices" if stem in AT_RANDOM and n > 10_000 else "twin"
     cases = {who: case(stem, "build", n, who) for who in ("kernel", against)}
     return Group(stem, n, cases, [("build, an instance", "kernel", against, None)])
+
+
+def call_group(stem: str, n: int) -> Group:
+    """A call that is begun and ended, beside the floor and its twin."""
+    cases = {who: call_case(stem, "acquire_done", n, who) for who in ("kernel", "twin")}
+    bars = {"floor": CALL_BAR.get(stem), "twin": CALL_TWIN_BAR}
+    pairs = [("acquire + done(rtt)", "kernel", who, bar) for who, bar in bars.items()]
+    return Group(stem, n, cases | {"floor": floor()}, pairs)
+
+
+def two_choices_groups() -> Iterator[Group]:
+    """Yield the other ways to begin and end a call, beside the floor."""
+    n = 100
+    ways = {
+        "acquire_release": "acquire + release",
+        "acquire_failed": "acquire + done(rtt, error)",
+        "with": "with acquire()",
+        "select": "select + done()",
+        "among": "among(10 indices)",
+    }
+    for stem in LOADED:
+        cases = {measure: call_case(stem, measure, n) for measure in ways}
+        pairs = [
+            (f"{what}, {CLASSES[stem]}", measure, "floor", None) for measure, what in ways.items()
+        ]
+        yield Group("two_choices", n, cases | {"floor": floor()}, pairs)
 
 
 def change_groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
@@ -400,10 +442,13 @@ def first_change_row(stem: str, n: int) -> Row:
 
 
 def memory_row(stem: str, n: int) -> Row:
-    """Bytes an instance, without the period table."""
+    """Bytes an instance, without the period table; of one that knows of loads, what that takes."""
     table = table_bytes(stem, weights(n))
     what = "B an instance" + (f", less {table:,}" if table else "")
     value = bytes_per_instance(stem, n) - table / n
+    if stem in LOADED:
+        what += ", less weighted random's"
+        value -= bytes_per_instance("weighted_random", n)
     return Row(stem, what, n, None, "", None, value, None, MEMORY_BAR, True, None, "B")
 
 
@@ -571,16 +616,22 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     if stem == "hash_picker":
         yield from hash_picker_groups()
         return
+    if stem == "two_choices":
+        yield from two_choices_groups()
+        return
     if stem in RINGS:
         yield from ring_groups(stem)
         return
     for n in sizes:
         yield pick_group(stem, n)
     yield ways_group(stem, 100)
+    if stem in LOADED:
+        for n in (10, 100, 1_000, 10_000):
+            yield call_group(stem, n)
     if stem in (*WITH_TABLE, "interleaved_weighted_round_robin"):
         for n in (100, 1_000, 10_000):
             yield worst_group(stem, n)
-    for n in (100, 10_000) if stem == "weighted_random" else SMALL:
+    for n in (100, 10_000) if stem in AT_RANDOM else SMALL:
         for elements in OUT:
             yield fill_group(stem, n, elements)
     for n in (100, 10_000, 1_000_000):
@@ -694,7 +745,8 @@ def main() -> None:
         "timing. Warmed up: whole periods walked, tables filled, a fifth of each timing run before "
         "it. Pickers that change have had a change and a pick for each instance, up to 32,768; "
         "at rest again: then two periods more, up to 1,000,000 picks. Weights are random in 1 to "
-        "100. 10 picks to a change in a storm, or in a turnover (remove, 5 picks, add, 5 picks), "
+        "100. Those that know of loads have as many calls in flight as instances, up to 10,000. "
+        "10 picks to a change in a storm, or in a turnover (remove, 5 picks, add, 5 picks), "
         f"10,000 in a lull. The worst of {calls:,} calls: each timed alone, the least of {REPEATS} "
         "repeats of the same calls, net of the clock; ns is their median, and beside the worst is "
         "what the same gives for no call. Memory by tracemalloc, from a list, after a period; less "

@@ -26,7 +26,7 @@ cimport cython
 
 from rota.kernels.picker cimport take
 from rota.kernels.splitmix64 cimport splitmix64_below, uint128
-from rota.kernels.two_choices cimport TwoChoices, get
+from rota.kernels.two_choices cimport TwoChoices, begin_call, get
 
 cdef enum:
     FULL_SCAN = 8
@@ -80,6 +80,17 @@ cdef class LeastRequest(TwoChoices):
         a = a * <uint128>self.weight[other]
         b = b * <uint128>self.weight[one]
         return a < b
+
+    def acquire(self):
+        """Pick, and count one more in flight there, until the lease is released. O(1).
+
+        Returns
+        -------
+        Lease or None
+            With `.instance`, `.index`, `.done(rtt, error)`, `.release()`; a context manager
+            that gives the instance and reports by itself. None when nothing has weight.
+        """
+        return begin_call(self)
 
     cdef int32_t prefer(self, int32_t first) noexcept nogil:
         cdef Py_ssize_t _k, place

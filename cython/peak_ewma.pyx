@@ -75,7 +75,7 @@ cimport cython
 from rota.kernels.picker cimport lock, lock_t, take, unlock
 from rota.kernels.splitmix64 cimport splitmix64_below
 from rota.kernels.two_choices cimport (
-    TwoChoices, get, load_t, read, read_float, write, write_float,
+    TwoChoices, begin_call, get, load_t, read, read_float, write, write_float,
 )
 
 cdef extern from *:
@@ -273,6 +273,17 @@ cdef class PeakEwma(TwoChoices):
         Nothing is counted; see `acquire`.
         """
         return take(self)
+
+    def acquire(self):
+        """Pick, and count one more in flight there, until the lease is released. O(1).
+
+        Returns
+        -------
+        Lease or None
+            With `.instance`, `.index`, `.done(rtt, error)`, `.release()`; a context manager
+            that gives the instance and reports by itself. None when nothing has weight.
+        """
+        return begin_call(self)
 
     cdef int32_t prefer(self, int32_t first) noexcept nogil:
         cdef int32_t best = self.better(first, self.second(first)), i

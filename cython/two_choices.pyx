@@ -314,16 +314,8 @@ cdef class TwoChoices(Draws):
     # -- for everybody ----------------------------------------------------------------------
 
     def acquire(self):
-        """Pick, and count one more in flight there, until the lease is released. O(1).
-
-        Returns
-        -------
-        Lease or None
-            With `.instance`, `.index`, `.done(rtt, error)`, `.release()`; a context manager
-            that gives the instance and reports by itself. None when nothing has weight.
-        """
-        cdef Lease lease = <Lease>Lease.__new__(Lease)
-        return lease if take_lease(self, lease) else None
+        """Pick, and count one more in flight there, until the lease is released. O(1)."""
+        return begin_call(self)
 
     def select(self):
         """Return (instance, done): Kratos' interface; None when nothing has weight. O(1).
@@ -461,12 +453,8 @@ cdef class Lease:
         err : exception or None
             The error, where there is no more to say.
         """
-        cdef double now
         if close(self) and self.is_timed:
-            self.picker.now(True, &now)
-            if info is not None:
-                err = getattr(info, "err", info)
-            self.picker.observe(self.load, max(now - self.start, 0.0), now, err)
+            tell(self, err if info is None else getattr(info, "err", info))
 
     def __enter__(self):
         if self.is_open:
@@ -475,7 +463,8 @@ cdef class Lease:
         return self.instance
 
     def __exit__(self, kind, error, traceback):
-        self(err=error)
+        if close(self) and self.is_timed:
+            tell(self, error)
 
     def __reduce__(self):
         raise TypeError("a lease cannot be copied: it ends once")
@@ -491,6 +480,19 @@ cdef bint close(Lease lease) noexcept:
         count(&lease.load.in_flight, -1)
     unlock(&section)
     return was_open
+
+
+cdef int tell(Lease lease, object error) except -1:
+    """Have the picker learn from a timed call, which has just ended."""
+    cdef double now
+    lease.picker.now(True, &now)
+    lease.picker.observe(lease.load, max(now - lease.start, 0.0), now, error)
+    return 0
+
+
+cdef object begin_call(TwoChoices picker):
+    cdef Lease lease = <Lease>Lease.__new__(Lease)
+    return lease if take_lease(picker, lease) else None
 
 
 cdef bint take_lease(TwoChoices picker, Lease lease) noexcept:

@@ -3,7 +3,7 @@ from typing import TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from rota.kernels.two_choices import TwoChoices
 
@@ -12,6 +12,7 @@ _T = TypeVar("_T")
 def log2(x: float, /) -> float: ...
 def exp2(y: float, /) -> float: ...
 
+@disjoint_base
 class Averages: ...
 
 @final

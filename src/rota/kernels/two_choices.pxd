@@ -77,6 +77,9 @@ cdef class TwoChoices(Draws):
     cdef int join(self, TwoChoices whole) except -1
 
 
+# The body of every `acquire`; each picker has one of its own, as `pick` (see `take`).
+cdef object begin_call(TwoChoices picker)
+
 # Pick, and count one more in flight there: the index, -1 when nothing has weight. O(1), no
 # Python, no GIL needed; one thread at a time on one picker.
 cdef int32_t two_choices_acquire(TwoChoices picker) noexcept nogil
