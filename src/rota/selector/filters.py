@@ -57,7 +57,7 @@ class Index:
             places = {}
             for k, node in enumerate(self.nodes):
                 found = value_of(node, what)
-                if found is not None:
+                if isinstance(found, str):  # a tag may be anything, a condition's value is a str
                     places.setdefault(found, []).append(k)
             self._places[what] = places
         return places.get(value, [])
