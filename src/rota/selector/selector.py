@@ -6,12 +6,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rota.discovery import Instance
-from rota.identity import identity_of
 from rota.kernels import load
 from rota.selector.balancer import BalancerBuilder
 from rota.selector.engine import Engine
 from rota.selector.errors import NoAvailableInstance
-from rota.selector.filters import Index, Indexed, NodeFilter
+from rota.selector.filters import Index, Indexed, NodeFilter, Where
 from rota.selector.fleet import Done, Fleet, Group, NodeFleet, PickerFleet, Select, Selected
 from rota.selector.node import Direct, WeightedNodeBuilder, initial_weight
 from rota.selector.peer import peer
@@ -144,7 +143,7 @@ class Selector(Selection):
         arguments = (key,) if is_keyed else ()
         selected: Selected | None
         if excluded:
-            identities = {identity_of(node) for node in excluded}
+            identities = {node.identity for node in excluded}
             selected, is_sure = self._fleet.try_without(identities, group, arguments)
             if not is_sure:
                 selected = self._select_rest(identities, chain)
@@ -168,7 +167,7 @@ class Selector(Selection):
             places = passing(chain, index)  # runs anything
             if not self._fleet.minds_order:
                 places.sort()
-            same: Any = chain if is_pure else tuple([identity_of(index.nodes[k]) for k in places])
+            same: Any = chain if is_pure else tuple([index.identities[k] for k in places])
             with self._lock:
                 if version is not self._version:
                     continue
@@ -189,9 +188,8 @@ class Selector(Selection):
         while True:
             with self._lock:
                 version, index = self._version, self._index
-            places = [
-                k for k in passing(chain, index) if identity_of(index.nodes[k]) not in excluded
-            ]
+            identities = index.identities
+            places = [k for k in passing(chain, index) if identities[k] not in excluded]
             with self._lock:
                 if version is not self._version:
                     continue
@@ -316,7 +314,7 @@ def passing(chain: Sequence[NodeFilter], index: Index) -> list[int]:
     """
     places: list[int] | None = None
     for each in chain:
-        if isinstance(each, Indexed):
+        if isinstance(each, (Indexed, Where)):
             places = each.places(index, places)
             continue
         if places is None:
