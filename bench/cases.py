@@ -77,6 +77,7 @@ from rota.kernels.splitmix64 import SplitMix64
 from rota.reference.murmur3 import key_hash as key_hash_twin
 from rota.reference.splitmix64 import GAMMA, MASK, mix
 from rota.reference.splitmix64 import SplitMix64 as SplitMix64Twin
+from rota.selector import engine, metadata, version, where
 
 CLASSES = {
     "round_robin": "RoundRobin",
@@ -955,3 +956,72 @@ def run(benchmark: Any, timed: Case, repeats: int = PICKS) -> None:
         return
     benchmark.extra_info.update(statement=timed.statement, units=repeats * timed.units)
     benchmark(timed.timer().timeit, repeats)
+
+
+# -- selectors ----------------------------------------------------------------------------
+
+SELECTORS = {"p2c": "peak_ewma", "wrr": "weighted_round_robin", "random": "weighted_random"}
+SELECTOR_SIZES = (10, 100, 1_000, 10_000)
+SELECT_STATEMENTS = {
+    "select": "node, done = p.select(); done()",
+    "filtered": "node, done = p.select(filters=chain); done()",
+    "filter made": "node, done = p.select(filters=(version('1'),)); done()",
+    "two filters": "node, done = p.select(filters=chains); done()",
+    "predicate": "node, done = p.select(filters=asked); done()",
+    "retry": "node, done = p.select(exclude=tried); done()",
+    "acquire": "with p.acquire() as node: pass",
+}
+
+
+def is_wanted(instance: Instance) -> bool:
+    """Say what `version("1")` says."""
+    return instance.version == "1"
+
+
+def select_case(name: str, measure: str, n: int, who: str = "kernel") -> Case:
+    """Return a request through a selector, from the selection to the report.
+
+    Parameters
+    ----------
+    name, measure : str
+        Keys of SELECTORS and of SELECT_STATEMENTS.
+    n : int
+        Instances, of which a filter lets every second one pass.
+    who : str
+        Whose picker it is; the selector is the kernel.
+    """
+    stem = SELECTORS[name]
+    class_name = {"peak_ewma": "PeakEwma"} | CLASSES
+    package = {"kernel": "kernels", "twin": "reference"}[who]
+    picker = getattr(import_module(f"rota.{package}.{stem}"), class_name[stem])
+    selector = engine(picker).build()
+    nodes = [
+        Instance(f"server-{i}:80", weight, version=str(i % 2), tags={"zone": "a"})
+        for i, weight in enumerate(weights(n))
+    ]
+    selector.apply(nodes)
+    made = {
+        "p": selector,
+        "version": version,
+        "chain": (version("1"),),
+        "chains": (version("1"), metadata("zone", "a")),
+        "asked": (where(is_wanted),),
+        "tried": nodes[:1],
+    }
+    selected = Case(SELECT_STATEMENTS[measure], made)
+    # A whole period, after which a table is filled; a filter has its own.
+    n_turns = period(stem, weights(n)) if stem in WITH_TABLE and who == "kernel" else 0
+    slow = 10 if measure in ("predicate", "retry") else LONGEST_TABLE
+    selected.timer().timeit(min(n_turns, slow) + 1)
+    return selected
+
+
+def select_grid(name: str, measure: str) -> list[tuple[int, str]]:
+    """Return every (n, who) of a measure that ends in reasonable time."""
+    largest = LARGEST_TWIN.get(SELECTORS[name], SELECTOR_SIZES[-1])
+    return [
+        (n, who)
+        for n in SELECTOR_SIZES
+        for who in ("kernel", "twin")
+        if who == "kernel" or n <= largest
+    ]

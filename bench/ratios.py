@@ -43,6 +43,8 @@ from cases import (
     NUMBERS,
     RING_SIZES,
     RINGS,
+    SELECTOR_SIZES,
+    SELECTORS,
     SIZES,
     WAYS_ALONE,
     WITH_TABLE,
@@ -65,6 +67,8 @@ from cases import (
     rebalanced,
     ring_case,
     ring_grid,
+    select_case,
+    select_grid,
     servers,
     set_weight_alone,
     table_bytes,
@@ -84,6 +88,7 @@ STEMS = (
     "hash_picker",
     *RINGS,
     "balancers",
+    "selection",
 )
 SECONDS = 0.0002  # one timing
 LONGEST_GROUP = 4.0  # seconds, after which there are no more rounds
@@ -152,6 +157,8 @@ REBALANCE_BAR = {
     "interleaved_weighted_round_robin": 2.0,
     "weight_random": 2.0,
 }
+SELECT_TWIN_BAR = {"p2c": 20.0}  # select and done: twin / rota
+SELECT_GROWTH_BAR = 1.5  # likewise: n = 10,000 / n = 10
 
 
 @dataclass(frozen=True)
@@ -579,6 +586,34 @@ def balancer_groups() -> Iterator[Group]:
         yield Group("balancers", 10_000, {"kernel": many, FEW: few}, pairs, LONGEST_RING_GROUP)
 
 
+def select_groups() -> Iterator[Group]:
+    """Yield what requests through selectors cost, at every size and in every way."""
+    ways = {"select": "select + done", "filtered": "select + done, a filter"}
+    for name in SELECTORS:
+        for measure, what in ways.items():
+            made: dict[int, Case] = {}
+            for n in SELECTOR_SIZES:
+                whom = [who for size, who in select_grid(name, measure) if size == n]
+                cases = {who: select_case(name, measure, n, who) for who in whom}
+                made[n] = cases["kernel"]
+                bars = {"twin": SELECT_TWIN_BAR.get(name)}
+                pairs = [
+                    (f"{name}: {what}", "kernel", who, bars.get(who))
+                    for who in ("floor", *whom[1:])
+                ]
+                yield Group("selection", n, cases | {"floor": floor()}, pairs)
+            # By themselves, as all growth is: where a twin has been through the caches in between,
+            # p2c at n = 10,000 costs up to twice what it does at 10.
+            few, many = SELECTOR_SIZES[0], SELECTOR_SIZES[-1]
+            pairs = [(f"{name}: {what}", "kernel", FEWER, SELECT_GROWTH_BAR)]
+            yield Group("selection", many, {FEWER: made[few], "kernel": made[many]}, pairs)
+    others = ("filter made", "two filters", "predicate", "retry", "acquire")
+    for n in (SELECTOR_SIZES[0], 1_000):
+        cases = {measure: select_case("p2c", measure, n) for measure in others}
+        pairs = [(f"p2c: {measure}", measure, "floor", None) for measure in others]
+        yield Group("selection", n, cases | {"floor": floor()}, pairs)
+
+
 def point_row(stem: str, n: int) -> Row:
     """Bytes a point of a ring, or a slot of a table."""
     what, bar = {"ketama": ("memory, a point", POINT_BAR), "maglev": ("memory, a slot", None)}[stem]
@@ -621,6 +656,9 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
         return
     if stem in RINGS:
         yield from ring_groups(stem)
+        return
+    if stem == "selection":
+        yield from select_groups()
         return
     for n in sizes:
         yield pick_group(stem, n)

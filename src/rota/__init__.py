@@ -1,7 +1,8 @@
 """rota: whose turn is it? Client-side load balancing at C speed.
 
 Pickers say which of several copies of a service gets the next request; balancers make
-pickers of what discovery found, and keep them in step with its changes.
+pickers of what discovery found, and keep them in step with its changes; selectors put filters
+before them, and learn from how requests end.
 """
 
 from pathlib import Path
@@ -34,6 +35,7 @@ from rota.pickers import (
     WeightedRoundRobin,
 )
 from rota.ring import moved
+from rota.selector import NoAvailableInstance, Selector
 
 __version__ = "0.1.0"
 
@@ -55,11 +57,13 @@ __all__ = [
     "LoadBalancer",
     "Maglev",
     "MemoryRegistry",
+    "NoAvailableInstance",
     "PeakEwma",
     "Picker",
     "Rebalancer",
     "Result",
     "RoundRobin",
+    "Selector",
     "WeightedRandom",
     "WeightedRandomBalancer",
     "WeightedRoundRobin",

@@ -186,8 +186,11 @@ class Lease(Generic[T]):
         """Say how the call has ended, Kratos' way; the time is taken here."""
         if self._close() and self._start is not None:
             now = self._picker._now()
-            error = err if info is None else getattr(info, "err", info)
-            self._picker._observe(self._load, max(now - self._start, 0.0), now, error)
+            if isinstance(info, BaseException):
+                err = info
+            elif info is not None:
+                err = getattr(info, "err", info)
+            self._picker._observe(self._load, max(now - self._start, 0.0), now, err)
 
     def __enter__(self) -> T:
         if self._is_open:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rota.arguments import MAX_WEIGHT_SUM
 from rota.selector.errors import NoAvailableInstance
+from rota.selector.ewma import LEAST_SUCCESS, EwmaNode
 from rota.selector.node import DoneFunc, DoneInfo, WeightedNode
 
 # Weights of nodes are any numbers; those of pickers are integers: so many units make 1.
@@ -89,18 +90,22 @@ class NodesBalancer:
         NoAvailableInstance
             There are no nodes, or none with weight.
         """
-        weights = as_units([node.weight() for node in nodes])
+        weights = as_units([weight_of(node) for node in nodes])
         with self._lock:
             self._follow(nodes, weights)
             picked = self._picker.select()
         if picked is None:
-            raise NoAvailableInstance
+            raise NoAvailableInstance(
+                f"no instance is available: {len(nodes)} left, all without weight"
+            )
         node, end = picked
         done = node.pick()
 
         def both(info: DoneInfo) -> None:
-            end(info)
-            done(info)
+            try:
+                end(info)
+            finally:
+                done(info)
 
         return node, both
 
@@ -116,10 +121,20 @@ class NodesBalancer:
         self._weights = weights
 
 
+def weight_of(node: WeightedNode) -> float:
+    """Return a node's weight of now; of an `EwmaNode` its `trial_weight` at least."""
+    if isinstance(node, EwmaNode) and node.success < LEAST_SUCCESS:
+        return node.trial_weight()
+    return node.weight()
+
+
 def as_units(weights: Sequence[float]) -> list[int]:
-    """Return weights as integers, in units of 2**-16; 0 for what is not above 0, or no number."""
+    """Return weights as integers, in units of 2**-16; 0 for what is not above 0, or no number.
+
+    What is above 0 has one unit at least: it is not drained.
+    """
     most = MAX_WEIGHT_SUM // max(len(weights), 1)
     return [
-        (round(weight * UNITS) if weight * UNITS < most else most) if weight > 0 else 0
+        (max(round(weight * UNITS), 1) if weight * UNITS < most else most) if weight > 0 else 0
         for weight in weights
     ]

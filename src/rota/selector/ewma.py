@@ -17,6 +17,7 @@ ZONE_GAP = 5_000_000
 # The load for each call in flight before anything is known.
 PENALTY = 100_000
 WHOLE_SUCCESS = 1000
+LEAST_SUCCESS = 10
 N_SLOTS = 200
 
 
@@ -106,6 +107,16 @@ class EwmaNode(TimedNode):
         with self._lock:
             return self._weigh(now)
 
+    def trial_weight(self) -> float:
+        """Return the least weight with which it still gets a call now and then.
+
+        It is that of a success of 1 in 100. An instance whose latest calls have failed weighs
+        0; a balancer that picks by weight alone would never know it to be well again.
+        """
+        now = self._clock()
+        with self._lock:
+            return LEAST_SUCCESS * 10_000 / self._load(now)
+
     def pick(self) -> DoneFunc:
         """Count a call that begins; return what to call, once, when it has ended."""
         start = self._clock()
@@ -147,12 +158,13 @@ class EwmaNode(TimedNode):
         self.success = int(self.success * old_share + success * share)
 
     def _weigh(self, now: int) -> float:
-        if self.lag:
-            lag = max(self.lag, self._predict(now))
-            load = int(math.sqrt(lag + ZONE_GAP)) * self.in_flight
-        else:
-            load = PENALTY * self.in_flight
-        return self.success * 10_000 / load
+        return self.success * 10_000 / self._load(now)
+
+    def _load(self, now: int) -> int:
+        if not self.lag:
+            return PENALTY * self.in_flight
+        lag = max(self.lag, self._predict(now))
+        return int(math.sqrt(lag + ZONE_GAP)) * self.in_flight
 
     def _predict(self, now: int) -> int:
         """Return the mean latency so far of the calls slower than average, 0 if few are."""

@@ -10,7 +10,8 @@ filters return the same; what it returned is kept until other instances are appl
 here by `version`, `metadata` and `subset` are pure, and found by an index.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from rota.discovery import Instance
@@ -49,6 +50,11 @@ class Index:
         self.nodes = nodes
         self._places: dict[str, dict[str, list[int]]] = {}
 
+    @cached_property
+    def identities(self) -> list[Hashable]:
+        """Those of the instances."""
+        return [node.identity for node in self.nodes]
+
     def where(self, condition: Condition) -> list[int]:
         """Return the places of the instances that meet a condition, ascending. O(1)."""
         what, value = condition
@@ -57,7 +63,7 @@ class Index:
             places = {}
             for k, node in enumerate(self.nodes):
                 found = value_of(node, what)
-                if found is not None:
+                if isinstance(found, str):  # a tag may be anything, a condition's value is a str
                     places.setdefault(found, []).append(k)
             self._places[what] = places
         return places.get(value, [])
@@ -137,6 +143,11 @@ class Where:
 
     def __init__(self, predicate: Callable[[Instance], object]) -> None:
         self._predicate = predicate
+
+    def places(self, index: Index, among: list[int] | None) -> list[int]:
+        """Return those of the places `among` (None: all) that pass."""
+        predicate, nodes = self._predicate, index.nodes
+        return [k for k in (range(len(nodes)) if among is None else among) if predicate(nodes[k])]
 
     def __call__(self, nodes: Sequence[Instance], /) -> list[Instance]:
         """Return those of `nodes` that pass. O(n)."""

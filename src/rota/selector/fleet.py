@@ -10,6 +10,7 @@ group is some of a fleet's instances; it keeps its own order, or schedule, of th
 import threading
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any, Protocol
 
 from rota.arguments import MAX_INSTANCES
@@ -43,9 +44,11 @@ class Group(Protocol):
     select : callable () -> (instance, done), or None where there is none with weight
         With the key as its argument where the fleet is keyed. O(1).
     picker : picker of the engine, or None
+    size : int
     """
 
     picker: Any
+    size: int
 
     @property
     def select(self) -> Select: ...
@@ -62,11 +65,14 @@ class Fleet(Protocol):
     ----------
     is_keyed : bool
         Whether a request is selected by its key.
+    minds_order : bool
+        Whether the order in which filters return instances may make a difference.
     picker : picker of the engine, or None
     select : as of a Group
     """
 
     is_keyed: bool
+    minds_order: bool
     picker: Any
 
     @property
@@ -89,13 +95,15 @@ class Fleet(Protocol):
         """
         ...
 
-    def select_of(self, places: Sequence[int]) -> Selected | None:
-        """Select one of those at these places, this once. O(size)."""
+    def rest(self, places: Sequence[int]) -> Select:
+        """Return what selects one of those at these places, this once. O(size)."""
         ...
 
 
 class PickerFleet:
     """Instances in a picker of the engine."""
+
+    minds_order = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -143,12 +151,13 @@ class PickerFleet:
                 selected[1].release()
         return None, False
 
-    def select_of(self, places: Sequence[int]) -> Selected | None:
-        """Select one of those at these places, this once: by load, or by weight. O(size)."""
+    def rest(self, places: Sequence[int]) -> Select:
+        """Return what selects one of those at these places: by load, or by weight. O(size)."""
         if hasattr(self.picker, "among"):
-            return SharedGroup(self, places).select()
+            return SharedGroup(self, places).select
         instances = [self.instances[k] for k in places]
-        return WeightedRandom(instances, [self.weights[k] for k in places]).select()
+        select: Select = WeightedRandom(instances, [self.weights[k] for k in places]).select
+        return select
 
 
 class SharedGroup:
@@ -160,6 +169,7 @@ class SharedGroup:
 
     def follow(self, places: Sequence[int]) -> None:
         """Be of those at these places of the list applied last. O(size)."""
+        self.size = len(places)
         indices = self._fleet.indices
         self.picker = self._fleet.picker.among([indices[k] for k in places])
         self.select: Select = self.picker.select
@@ -175,6 +185,7 @@ class OwnGroup:
 
     def _members(self, places: Sequence[int]) -> tuple[list[Instance], list[int]]:
         instances, weights = self._fleet.instances, self._fleet.weights
+        self.size = len(places)
         return [instances[k] for k in places], [weights[k] for k in places]
 
     def follow(self, places: Sequence[int]) -> None:
@@ -186,7 +197,8 @@ class NodeFleet:
     """Instances in nodes, between which a balancer decides.
 
     Nodes are kept by their instances' identity. One whose instance has changed is given the
-    new one (`replace`) where it can take it, and is made anew where it cannot.
+    new one (`replace`, which must not fail) where it can take it, and is made anew where it
+    cannot.
     """
 
     is_keyed = False
@@ -194,21 +206,24 @@ class NodeFleet:
 
     def __init__(self, builder: BalancerBuilder, node_builder: WeightedNodeBuilder) -> None:
         self.builder = builder
+        self.minds_order = not isinstance(builder, Engine)
         self.balancer = builder.build()
-        self.nodes: tuple[WeightedNode, ...] = ()
+        self.nodes: Sequence[WeightedNode] = ()
+        self.instances: Sequence[Instance] = ()
+        self._members = Members((), ())
         self._node_builder = node_builder
 
     def apply(self, instances: Sequence[Instance]) -> None:
         """Go over to these instances. O(n)."""
-        known: dict[Any, list[WeightedNode]] = {}
-        for node in reversed(self.nodes):
-            known.setdefault(identity_of(node.raw), []).append(node)
+        known: dict[Any, list[tuple[WeightedNode, Instance]]] = {}
+        for node, instance in zip(reversed(self.nodes), reversed(self.instances), strict=True):
+            known.setdefault(identity_of(instance), []).append((node, instance))
         nodes: list[WeightedNode] = []
         changed: list[tuple[Any, Instance]] = []
         for instance in instances:
             found = known.get(identity_of(instance))
-            kept = found.pop() if found else None
-            if kept is not None and kept.raw != instance:
+            kept, before = found.pop() if found else (None, None)
+            if kept is not None and before != instance:
                 if hasattr(kept, "replace"):
                     changed.append((kept, instance))
                 else:
@@ -216,11 +231,12 @@ class NodeFleet:
             nodes.append(self._node_builder.build(instance) if kept is None else kept)
         for node, instance in changed:  # nothing fails from here on
             node.replace(instance)
-        self.nodes = tuple(nodes)
+        self.nodes, self.instances = nodes, instances
+        self._members = Members(nodes, instances)
 
     def select(self) -> Selected | None:
         """Return an instance and `done`; None where there is none to pick."""
-        return select_node(self.balancer, self.nodes)
+        return self._members.select(self.balancer)
 
     def group(self, places: Sequence[int]) -> Group:
         """Return the group of those at these places of the list applied last. O(size)."""
@@ -229,12 +245,20 @@ class NodeFleet:
     def try_without(
         self, excluded: Container[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
     ) -> tuple[Selected | None, bool]:
-        """Leave it to `select_of`: a balancer of nodes is not asked in vain."""
+        """Leave it to `rest`: a balancer of nodes is not asked in vain."""
         return None, False
 
-    def select_of(self, places: Sequence[int]) -> Selected | None:
-        """Select one of those at these places, this once. O(size)."""
-        return NodeGroup(self, places).select()
+    def rest(self, places: Sequence[int]) -> Select:
+        """Return what selects one of those at these places, this once. O(size)."""
+        # A picker of the engine would always begin with the same: by weight, as PickerFleet.
+        is_own = isinstance(self.builder, Engine)
+        balancer = Engine(WeightedRandom).build() if is_own else self.balancer
+        return partial(self.members(places).select, balancer)
+
+    def members(self, places: Sequence[int]) -> "Members":
+        """Return those at these places of the list applied last. O(size)."""
+        nodes, instances = self.nodes, self.instances
+        return Members([nodes[k] for k in places], [instances[k] for k in places])
 
 
 class NodeGroup:
@@ -250,20 +274,33 @@ class NodeGroup:
 
     def follow(self, places: Sequence[int]) -> None:
         """Be of those at these places of the list applied last. O(size)."""
-        nodes = self._fleet.nodes
-        self._nodes = tuple([nodes[k] for k in places])
+        self.size = len(places)
+        self._members = self._fleet.members(places)
 
     def select(self) -> Selected | None:
         """Return an instance and `done`; None where there is none to pick."""
-        return select_node(self._balancer, self._nodes)
+        return self._members.select(self._balancer)
 
 
-def select_node(balancer: Balancer, nodes: Sequence[WeightedNode]) -> Selected | None:
-    """Have a balancer pick one of the nodes; its errors are its own."""
-    if not nodes:
-        return None
-    node, done = balancer.pick(nodes)
-    return node.raw, Once(done)
+class Members:
+    """Nodes, and which instances they were of when they were put together.
+
+    A node may be given another instance at any time; who was selected from these is what it
+    was when filters let it pass.
+    """
+
+    __slots__ = ("_instances", "nodes")
+
+    def __init__(self, nodes: Sequence[WeightedNode], instances: Sequence[Instance]) -> None:
+        self.nodes = tuple(nodes)
+        self._instances = {id(n): i for n, i in zip(self.nodes, instances, strict=True)}
+
+    def select(self, balancer: Balancer) -> Selected | None:
+        """Have a balancer pick one, if there are any; its errors are its own."""
+        if not self.nodes:
+            return None
+        node, done = balancer.pick(self.nodes)
+        return self._instances.get(id(node)) or node.raw, Once(done)
 
 
 class Once:

@@ -6,18 +6,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rota.discovery import Instance
-from rota.identity import identity_of
 from rota.kernels import load
 from rota.selector.balancer import BalancerBuilder
 from rota.selector.engine import Engine
 from rota.selector.errors import NoAvailableInstance
-from rota.selector.filters import Index, Indexed, NodeFilter
-from rota.selector.fleet import Done, Fleet, Group, NodeFleet, PickerFleet, Selected
+from rota.selector.filters import Index, Indexed, NodeFilter, Where
+from rota.selector.fleet import Done, Fleet, Group, NodeFleet, PickerFleet, Select, Selected
 from rota.selector.node import Direct, WeightedNodeBuilder, initial_weight
 from rota.selector.peer import peer
 
-# Groups of filtered instances that a selector keeps; the one made first goes first.
+# Groups of filtered instances that a selector keeps, by filters and by who passes, and
+# instances in these groups: those made first go first. Predicates may leave any set.
 MOST_GROUPS = 1024
+MOST_MEMBERS = 1_000_000
+
+
+Groups = dict[Any, tuple[object, Group, Select]]  # (version, group, its select)
 
 
 class Rebalancer(Protocol):
@@ -70,7 +74,8 @@ class Selector(Selection):
         self._index = Index(())
         self._is_keyed = self._fleet.is_keyed
         self._select = self._fleet.select
-        self._groups = {}
+        self._groups = {}  # of filters that are pure
+        self._sets: Groups = {}  # of others, by the identities of those that passed
         self._version = object()
         self._peers = peer
 
@@ -133,36 +138,49 @@ class Selector(Selection):
         is_keyed = self._is_keyed
         if is_keyed is (key is None):
             raise TypeError(f"key must be {'given' if is_keyed else 'None'}, got {key!r}")
-        group = self._group(filters) if filters else self._fleet
+        chain, excluded = as_chain(filters), as_excluded(exclude)
+        group = self._group(chain) if chain else self._fleet
         arguments = (key,) if is_keyed else ()
-        if not exclude:
-            return group.select(*arguments)
-        excluded = {identity_of(node) for node in exclude}
-        selected, is_sure = self._fleet.try_without(excluded, group, arguments)
-        return selected if is_sure else self._select_rest(excluded, as_chain(filters))
+        selected: Selected | None
+        if excluded:
+            identities = {node.identity for node in excluded}
+            selected, is_sure = self._fleet.try_without(identities, group, arguments)
+            if not is_sure:
+                selected = self._select_rest(identities, chain)
+        else:
+            selected = group.select(*arguments)
+        if selected is None:
+            raise self._refuse(chain, excluded)
+        return selected
 
-    def _group(self, filters: Sequence[NodeFilter]) -> Group:
+    def _group(self, chain: tuple[NodeFilter, ...]) -> Group:
         """Return the group of those that pass the filters."""
-        chain = as_chain(filters)
-        is_pure = all(getattr(each, "is_pure", False) for each in chain)
+        is_pure = all(getattr(each, "is_pure", False) for each in chain) and is_key(chain)
+        groups = self._groups if is_pure else self._sets
         while True:
             with self._lock:
                 version, index = self._version, self._index
+                if is_pure:
+                    known = groups.get(chain)
+                    if known is not None and known[0] is version:
+                        return known[1]
             places = passing(chain, index)  # runs anything
-            same: Any = chain if is_pure else tuple([identity_of(index.nodes[k]) for k in places])
+            if not self._fleet.minds_order:
+                places.sort()
+            same: Any = chain if is_pure else tuple([index.identities[k] for k in places])
             with self._lock:
                 if version is not self._version:
                     continue
-                known = self._groups.pop(same, None)
+                known = groups.pop(same, None)
                 if known is None:
                     group = self._fleet.group(places)
                 else:
                     group = known[1]
                     if known[0] is not version:
                         group.follow(places)
-                self._groups[same] = (version, group, group.select)
-                if len(self._groups) > MOST_GROUPS:
-                    del self._groups[next(iter(self._groups))]
+                groups[same] = (version, group, group.select)
+                if known is None:
+                    drop_oldest(groups)
                 return group
 
     def _select_rest(self, excluded: set[Any], chain: tuple[NodeFilter, ...]) -> Selected | None:
@@ -170,24 +188,24 @@ class Selector(Selection):
         while True:
             with self._lock:
                 version, index = self._version, self._index
-            places = [
-                k for k in passing(chain, index) if identity_of(index.nodes[k]) not in excluded
-            ]
+            identities = index.identities
+            places = [k for k in passing(chain, index) if identities[k] not in excluded]
             with self._lock:
-                if version is self._version:
-                    return self._fleet.select_of(places)
+                if version is not self._version:
+                    continue
+                select = self._fleet.rest(places)
+            return select()  # may run a balancer of the user's own
 
     def _refuse(
         self, filters: Sequence[NodeFilter], exclude: Iterable[Instance]
     ) -> NoAvailableInstance:
         """Return the error that says why nobody is left."""
-        index = self._index
+        index, chain = self._index, tuple(filters)
         words = f"no instance is available: {len(index.nodes)} applied"
-        chain = as_chain(filters)
         for n_filters, each in enumerate(chain, 1):
             words += f"; {each!r} left {len(passing(chain[:n_filters], index))}"
         if exclude:
-            words += f"; excluded: {', '.join(str(getattr(n, 'address', n)) for n in exclude)}"
+            words += f"; excluded: {', '.join(node.address for node in exclude)}"
         n_drained = sum(initial_weight(index.nodes[k]) <= 0 for k in passing(chain, index))
         return NoAvailableInstance(words + (f"; {n_drained} without weight" if n_drained else ""))
 
@@ -243,14 +261,47 @@ def as_chain(filters: Any) -> tuple[NodeFilter, ...]:
     TypeError
         Not a sequence of callables.
     """
-    try:
-        chain = tuple(filters)
-    except TypeError:
-        raise TypeError(f"filters must be a sequence of filters, got {filters!r}") from None
+    if not isinstance(filters, Sequence):  # an iterator would be used up before we are done
+        raise TypeError(f"filters must be a sequence of filters, got {filters!r}")
+    chain = tuple(filters)
     for k, each in enumerate(chain):
         if not callable(each):
             raise TypeError(f"filters must be callable, got filters[{k}] = {each!r}")
     return chain
+
+
+def as_excluded(exclude: Any) -> tuple[Instance, ...]:
+    """Return who is excluded as a tuple.
+
+    Raises
+    ------
+    TypeError
+        Not Instances: an address would exclude nobody.
+    """
+    try:
+        excluded = tuple(exclude)
+    except TypeError:
+        raise TypeError(f"exclude must be an iterable of Instances, got {exclude!r}") from None
+    for node in excluded:
+        if not isinstance(node, Instance):
+            raise TypeError(f"exclude must be an iterable of Instances, got {node!r} in it")
+    return excluded
+
+
+def is_key(value: object) -> bool:
+    """Whether a dictionary takes it as a key."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def drop_oldest(groups: Groups) -> None:
+    """Drop the groups made first, while there are too many, or too many in them."""
+    n_members = sum(group.size for _, group, _ in groups.values())
+    while len(groups) > MOST_GROUPS or (n_members > MOST_MEMBERS and len(groups) > 1):
+        n_members -= groups.pop(next(iter(groups)))[1].size
 
 
 def passing(chain: Sequence[NodeFilter], index: Index) -> list[int]:
@@ -263,7 +314,7 @@ def passing(chain: Sequence[NodeFilter], index: Index) -> list[int]:
     """
     places: list[int] | None = None
     for each in chain:
-        if isinstance(each, Indexed):
+        if isinstance(each, (Indexed, Where)):
             places = each.places(index, places)
             continue
         if places is None:
