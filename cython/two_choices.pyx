@@ -454,7 +454,11 @@ cdef class Lease:
             The error, where there is no more to say.
         """
         if close(self) and self.is_timed:
-            tell(self, err if info is None else getattr(info, "err", info))
+            if isinstance(info, BaseException):
+                err = info
+            elif info is not None:
+                err = getattr(info, "err", info)
+            tell(self, err)
 
     def __enter__(self):
         if self.is_open:

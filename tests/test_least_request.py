@@ -257,3 +257,15 @@ def test_who_is_drained_is_not_compared(impl):
     picker.set_weight(0, 1)
     assert set(picker.pick_many(100)) == {0}
     del leases
+
+
+def test_golden_sequence(impl):
+    """Of a seed and these calls; written down once: it is a promise."""
+    picker = impl.LeastRequest(list("abcdefghijkl"), range(1, 13), seed=7)
+    leases, picks = [], ""
+    for k in range(60):
+        leases.append(picker.acquire())
+        picks += leases[-1].instance
+        if k % 3 == 2:
+            leases.pop(k % len(leases)).release()
+    assert picks == "ghljfighcgillkkhlfjjeihdllbglhefgehjjldiklghhjfkkkjfgckdljji"

@@ -574,6 +574,23 @@ def test_a_slow_one_among_many_callers(kernels):
     assert shares[1:].min() > 0.08
 
 
+def test_golden_sequence(impl, clock):
+    """Of a seed and these calls; written down once: it is a promise."""
+    picker = impl.PeakEwma(list("abcdef"), [1, 2, 3, 4, 5, 6], seed=7, clock=clock, decay=5.0)
+    leases, picks = [], ""
+    for k in range(80):
+        leases.append(picker.acquire())
+        picks += leases[-1].instance
+        clock.now += 0.01
+        if len(leases) > 3:
+            ended = leases.pop(0)
+            error = FAILED if ended.instance == "f" else None
+            ended.done(0.3 if ended.instance == "e" else 0.01 * (1 + k % 3), error)
+    assert picks == (
+        "dafededcbddcdbccddbccddbdacdbdaddcbbdabdbadddcbbddcbdcaddcabccdddcabcadcbdcccabc"
+    )
+
+
 # -- memory ---------------------------------------------------------------------------------
 
 
