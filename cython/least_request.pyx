@@ -26,7 +26,7 @@ cimport cython
 
 from rota.kernels.picker cimport take
 from rota.kernels.splitmix64 cimport splitmix64_below, uint128
-from rota.kernels.two_choices cimport TwoChoices, begin_call, get
+from rota.kernels.two_choices cimport TwoChoices, begin_call, begin_index, end_index, get
 
 cdef enum:
     FULL_SCAN = 8
@@ -91,6 +91,24 @@ cdef class LeastRequest(TwoChoices):
             that gives the instance and reports by itself. None when nothing has weight.
         """
         return begin_call(self)
+
+    def acquire_index(self):
+        """Pick, and count one more in flight there: the index, or None. O(1).
+
+        The caller owes one `done` of that index; `acquire` sees to that by itself.
+        """
+        cdef int32_t i = begin_index(self)
+        return None if i < 0 else i
+
+    def done(self, index, rtt, error=None):
+        """Say that a call that `acquire_index` began has ended; how makes no difference. O(1).
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody, no finite number of seconds >= 0; nothing has changed.
+        """
+        end_index(self, index, rtt, error)
 
     cdef int32_t prefer(self, int32_t first) noexcept nogil:
         cdef Py_ssize_t _k, place

@@ -75,7 +75,8 @@ cimport cython
 from rota.kernels.picker cimport lock, lock_t, take, unlock
 from rota.kernels.splitmix64 cimport splitmix64_below
 from rota.kernels.two_choices cimport (
-    TwoChoices, begin_call, get, load_t, read, read_float, write, write_float,
+    TwoChoices, begin_call, begin_index, end_index, get, load_t, read, read_float, write,
+    write_float,
 )
 
 cdef extern from *:
@@ -121,6 +122,21 @@ cdef extern from *:
         return series * power;
     }
 
+    /* 2**-x for x >= 0, in the same way; shorter where x is small, as it nearly always is. */
+    static inline double rota_decayed(double x)
+    {
+        if (x >= 1.0 / 64)
+            return rota_exp2(-x);
+        double t = x * ROTA_LN2;
+        return (1.0 - t) + (t * t) * (0.5 - t * (1.0 / 6));
+    }
+
+    /* The logarithm of 1 + x for 0 <= x < 1/256; within 1e-10. */
+    static inline double rota_log2_near_1(double x)
+    {
+        return (x * (1.0 - x * (0.5 - x * (1.0 / 3)))) * 1.4426950408889634;
+    }
+
     /* A stamp wants no better than some milliseconds, and the coarse clock costs a fifth. */
     static inline double rota_seconds(int is_exact)
     {
@@ -154,6 +170,8 @@ cdef extern from *:
     double of_bits "rota_of_bits"(int64_t bits) noexcept nogil
     double c_log2 "rota_log2"(double x) noexcept nogil
     double c_exp2 "rota_exp2"(double y) noexcept nogil
+    double c_decayed "rota_decayed"(double x) noexcept nogil
+    double c_log2_near_1 "rota_log2_near_1"(double x) noexcept nogil
     double c_seconds "rota_seconds"(bint is_exact) noexcept nogil
 
 cdef enum:
@@ -285,6 +303,31 @@ cdef class PeakEwma(TwoChoices):
         """
         return begin_call(self)
 
+    def acquire_index(self):
+        """Pick, and count one more in flight there: the index, or None. O(1).
+
+        The caller owes one `done` of that index; `acquire` sees to that by itself.
+        """
+        cdef int32_t i = begin_index(self)
+        return None if i < 0 else i
+
+    def done(self, index, rtt, error=None):
+        """Say how a call that `acquire_index` began has ended. O(1).
+
+        Parameters
+        ----------
+        index : integer
+        rtt : float
+            How long it took, seconds.
+        error : exception or None
+
+        Raises
+        ------
+        TypeError, ValueError
+            An index of nobody, no finite number of seconds >= 0; nothing has changed.
+        """
+        end_index(self, index, rtt, error)
+
     cdef int32_t prefer(self, int32_t first) noexcept nogil:
         cdef int32_t best = self.better(first, self.second(first)), i
         cdef Py_ssize_t _k, place
@@ -336,24 +379,25 @@ cdef class PeakEwma(TwoChoices):
         cdef Averages averages = self.averages
         cdef const load_t* load
         cdef Py_ssize_t i
-        cdef list costs = [], stamps = [], lasts = []
+        cdef list keys = [], costs = [], stamps = [], lasts = []
         for i in range(self.n):
             load = self.load[i]
+            keys.append(bits_of(load.key if load != NULL and load.cost > 0.0 else 0.0))
             costs.append(bits_of(read(&load.cost) if load != NULL else 0.0))
             stamps.append(bits_of(read(&load.stamp) if load != NULL else 0.0))
             lasts.append(bits_of(read_float(&load.last_rtt) if load != NULL else 0.0))
         shared = [int(averages.is_warm), bits_of(averages.typical), bits_of(averages.last)]
-        return TwoChoices.state(self) + (costs, stamps, lasts, shared)
+        return TwoChoices.state(self) + (keys, costs, stamps, lasts, shared)
 
     cdef int restore(self, state) except -1:
         """Go on from a state; the time since its last call has not passed."""
         cdef Averages averages = self.averages
         cdef load_t* load
         cdef Py_ssize_t i
-        if not isinstance(state, tuple) or len(state) != 7:
-            raise ValueError(f"state must have seven parts, got {state!r}")
-        costs, stamps, lasts = [numbers(part, self.n) for part in state[3:6]]
-        shared = numbers(state[6], 3)
+        if not isinstance(state, tuple) or len(state) != 8:
+            raise ValueError(f"state must have eight parts, got {state!r}")
+        keys, costs, stamps, lasts = [numbers(part, self.n) for part in state[3:7]]
+        shared = numbers(state[7], 3)
         if not 0.0 <= min(costs, default=0.0) <= max(costs, default=0.0) <= MOST_RTT:
             raise ValueError(f"state must have latencies in [0, {MOST_RTT}], got {costs}")
         TwoChoices.restore(self, state[:3])
@@ -361,10 +405,8 @@ cdef class PeakEwma(TwoChoices):
             load = self.load[i]
             if load != NULL:
                 load.cost, load.stamp, load.last_rtt = costs[i], stamps[i], <float>lasts[i]
-                load.key = -INFINITY
-                if load.cost > 0.0:
-                    load.key = c_log2(load.cost) + load.stamp * averages.rate
-        averages.is_warm = state[6][0] != 0
+                load.key = keys[i] if load.cost > 0.0 else -INFINITY
+        averages.is_warm = state[7][0] != 0
         averages.typical, averages.last = shared[1], shared[2]
         averages.typical_key = averages.typical + averages.last * averages.rate
         averages.since -= averages.last
@@ -406,15 +448,16 @@ cdef list numbers(part, Py_ssize_t n):
 cdef void learn(Averages averages, load_t* load, double rtt, double now,
                 int outcome) noexcept nogil:
     """Add a call that ended now, seconds since the averages were made; under their lock."""
-    cdef double old = load.cost, share, cost, peak, height
+    cdef double old = load.cost, share, left, cost, peak, key, height
     rtt = min(max(rtt, LEAST_RTT), MOST_RTT)
     now = max(now, averages.last)  # keys compare only if time never goes back
-    share = c_exp2((load.stamp - now) * averages.rate)
-    cost = old * share
+    share = c_decayed((now - load.stamp) * averages.rate)
+    left = old * share
+    cost = left
     if outcome == SUCCESS:
         if old > 0.0:
-            peak = min(rtt, <double>load.last_rtt)
-            cost = max(cost + rtt * (1.0 - share), cost + (peak - cost) * RISE)
+            peak = min(rtt, <double>read_float(&load.last_rtt))
+            cost = max(left + rtt * (1.0 - share), left + (peak - left) * RISE)
         elif averages.is_warm:
             cost = c_exp2(averages.typical)
             cost += (rtt - cost) * RISE
@@ -422,17 +465,23 @@ cdef void learn(Averages averages, load_t* load, double rtt, double now,
             cost = rtt
         write_float(&load.last_rtt, <float>rtt)
     elif outcome == FAILURE:
-        cost = max(cost, min(2.0 * old, c_exp2(averages.typical + PATIENCE)))
+        cost = max(left, min(2.0 * old, c_exp2(averages.typical + PATIENCE)))
         cost = min(max(cost, max(rtt, averages.timeout)), MOST_RTT)
         write_float(&load.last_rtt, <float>cost)
     elif old > 0.0:
-        cost = max(cost, rtt)
+        cost = max(left, rtt)
     else:
         return
-    height = c_log2(cost)
+    # The key stands for what is left, so it goes up by as much as that has gone up.
+    if cost - left < left * (1.0 / 256):
+        key = load.key + c_log2_near_1((cost - left) / left)
+        height = key - now * averages.rate
+    else:
+        height = c_log2(cost)
+        key = height + now * averages.rate
     averages.last = now
     write(&load.stamp, now)
-    write(&load.key, height + now * averages.rate)
+    write(&load.key, key)
     write(&load.cost, cost)
     if outcome == SUCCESS:
         if averages.is_warm:

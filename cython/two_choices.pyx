@@ -21,7 +21,7 @@ is learned through one picker is known to all, and a report that comes late, of 
 that has left, is of no consequence.
 
 Invariants
-- in_flight is the number of leases that are open (and of what C acquired and did not release).
+- in_flight is the number of leases that are open, and of indices acquired and not done.
 - live[0:n_live] are the indices with weight; live[place[i]] == i for these.
 - The current run (cursor .. end) has one index at most, and that has been used when anything
   else happens: the choice is made when it is asked for. draw .. last_draw is what Draws
@@ -34,6 +34,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
 from cpython.object cimport PyObject
 
@@ -519,3 +520,44 @@ cdef bint take_lease(TwoChoices picker, Lease lease) noexcept:
     lease.index = i
     lease.is_open = True
     return True
+
+
+cdef int32_t begin_index(TwoChoices picker) noexcept:
+    cdef lock_t section
+    cdef int32_t i
+    lock(&section, <PyObject*>picker)
+    i = two_choices_acquire(picker)
+    unlock(&section)
+    return i
+
+
+cdef int end_index(TwoChoices picker, object index, object rtt, object error) except -1:
+    cdef double seconds = seconds_of(rtt), now
+    cdef load_t* load = NULL
+    cdef lock_t section
+    cdef int overflow = 0
+    cdef long i = -1
+    if type(index) is int:
+        i = PyLong_AsLongAndOverflow(index, &overflow)
+    lock(&section, <PyObject*>picker)
+    if 0 <= i < picker.n and picker.is_present[i]:
+        load = end_one(picker, i)
+    unlock(&section)
+    if load == NULL:
+        with cython.critical_section(picker):
+            load = end_one(picker, present(picker, index))
+    try:
+        picker.now(False, &now)
+        picker.observe(load, seconds, now, error)
+    finally:
+        let_go(load)
+    return 0
+
+
+cdef inline load_t* end_one(TwoChoices picker, Py_ssize_t i) noexcept nogil:
+    """Count one less in flight at i; return its load, held."""
+    cdef load_t* load = picker.load[i]
+    count(&load.n_holders, 1)
+    if get(&load.in_flight) > 0:
+        count(&load.in_flight, -1)
+    return load

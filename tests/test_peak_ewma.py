@@ -72,14 +72,10 @@ class Known:
             loads, shared = self.picker._loads, self.picker._averages
             keys, typical = [load.key for load in loads], shared.typical_key
         else:
-            costs, stamps, _, shared = self.picker.__reduce__()[1][4][2][3:]
-            costs, stamps, shared = map(as_doubles, (costs, stamps, shared[1:]))
+            keys, costs, _, _, shared = self.picker.__reduce__()[1][4][2][3:]
+            keys, shared = map(as_doubles, (keys, shared[1:]))
+            keys = [key if cost else -math.inf for key, cost in zip(keys, costs, strict=True)]
             rate = 1.0 / (self.decay * math.log(2))
-            log2 = self.impl.peak_ewma.log2
-            keys = [
-                log2(cost) + stamp * rate if cost else -math.inf
-                for cost, stamp in zip(costs, stamps, strict=True)
-            ]
             typical = shared[0] + shared[1] * rate
         return [max(key, typical) for key in keys], keys, typical
 

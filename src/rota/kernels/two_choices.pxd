@@ -80,6 +80,10 @@ cdef class TwoChoices(Draws):
 # The body of every `acquire`; each picker has one of its own, as `pick` (see `take`).
 cdef object begin_call(TwoChoices picker)
 
+# The same of `acquire_index` and `done`.
+cdef int32_t begin_index(TwoChoices picker) noexcept
+cdef int end_index(TwoChoices picker, object index, object rtt, object error) except -1
+
 # Pick, and count one more in flight there: the index, -1 when nothing has weight. O(1), no
 # Python, no GIL needed; one thread at a time on one picker.
 cdef int32_t two_choices_acquire(TwoChoices picker) noexcept nogil

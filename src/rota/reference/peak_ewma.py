@@ -60,6 +60,19 @@ def exp2(y: float) -> float:
     return math.ldexp(series, whole)
 
 
+def decayed(x: float) -> float:
+    """Return 2**-x for x >= 0, in the same way; shorter where x is small."""
+    if x >= 1 / 64:
+        return exp2(-x)
+    t = x * LN2
+    return (1.0 - t) + (t * t) * (0.5 - t * (1 / 6))
+
+
+def log2_near_1(x: float) -> float:
+    """Return the logarithm of 1 + x for 0 <= x < 1/256; within 1e-10."""
+    return (x * (1.0 - x * (0.5 - x * (1 / 3)))) * 1.4426950408889634
+
+
 def as_float32(x: float) -> float:
     """Return x rounded to 32 bits: as the kernel keeps what matters less."""
     rounded: float = FLOAT32.unpack(FLOAT32.pack(x))[0]
@@ -168,12 +181,12 @@ class PeakEwma(TwoChoices[T]):
         with self._lock:
             now = max(now - shared.since, shared.last)  # time never goes back
             rtt = min(max(rtt, LEAST_RTT), MOST_RTT)
-            share = exp2((load.stamp - now) * shared.rate)
-            cost = load.cost * share
+            share = decayed((now - load.stamp) * shared.rate)
+            left = load.cost * share
             if outcome == Outcome.SUCCESS:
                 if load.cost:
                     peak = min(rtt, load.last_rtt)
-                    cost = max(cost + rtt * (1.0 - share), cost + (peak - cost) * RISE)
+                    cost = max(left + rtt * (1.0 - share), left + (peak - left) * RISE)
                 elif shared.is_warm:
                     cost = exp2(shared.typical)
                     cost += (rtt - cost) * RISE
@@ -181,15 +194,20 @@ class PeakEwma(TwoChoices[T]):
                     cost = rtt
                 load.last_rtt = as_float32(rtt)
             elif outcome == Outcome.FAILURE:
-                cost = max(cost, min(2.0 * load.cost, exp2(shared.typical + PATIENCE)))
+                cost = max(left, min(2.0 * load.cost, exp2(shared.typical + PATIENCE)))
                 cost = min(max(cost, rtt, shared.timeout), MOST_RTT)
                 load.last_rtt = as_float32(cost)
             elif load.cost:
-                cost = max(cost, rtt)
+                cost = max(left, rtt)
             else:
                 return
-            height = log2(cost)
-            load.cost, load.stamp, load.key = cost, now, height + now * shared.rate
+            if cost - left < left * (1 / 256):
+                load.key += log2_near_1((cost - left) / left)
+                height = load.key - now * shared.rate
+            else:
+                height = log2(cost)
+                load.key = height + now * shared.rate
+            load.cost, load.stamp = cost, now
             shared.last = now
             if outcome == Outcome.SUCCESS:
                 if shared.is_warm:

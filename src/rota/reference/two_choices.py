@@ -90,6 +90,24 @@ class TwoChoices(Draws[T]):
         lease._start = start
         return lease.instance, lease
 
+    def acquire_index(self) -> int | None:
+        """Pick, and count one more in flight there: the index, or None. For `done`."""
+        with self._lock:
+            i = self._draw()
+            if i < 0:
+                return None
+            self._loads[i].in_flight += 1
+            return i
+
+    def done(self, index: int, rtt: float, error: object = None) -> None:
+        """Say how a call that `acquire_index` began has ended."""
+        seconds = as_seconds("rtt", rtt)
+        with self._lock:
+            load = self._loads[self._index(index)]
+            if load.in_flight:
+                load.in_flight -= 1
+        self._observe(load, seconds, self._now(), error)
+
     def among(self, indices: Iterable[int]) -> "Self":
         """Return a picker of these instances only, which shares their loads with this one."""
         with self._lock:
