@@ -170,6 +170,7 @@ CHANGE_UNDO = dict.fromkeys(
 EACH_CALL = "for rtt in rtts: "
 CALL_STATEMENTS = {
     "acquire_done": EACH_CALL + "p.acquire().done(rtt)",
+    "index_done": EACH_CALL + "p.done(p.acquire_index(), rtt)",
     "acquire_failed": EACH_CALL + "p.acquire().done(rtt, error)",
     "acquire_release": EACH_CALL + "p.acquire().release()",
     "with": EACH_CALL + "\n with p.acquire(): pass",

@@ -113,7 +113,7 @@ PICK_BAR = {
     "interleaved_weighted_round_robin": 1.8,
     "weighted_random": 1.5,
 }
-CALL_BAR = {"peak_ewma": 8.0}  # acquire + done(rtt)
+CALL_BAR = {"peak_ewma": 8.0}  # acquire_index + done(index, rtt)
 LARGE_PICK_BAR = 2.5  # n = 10,000
 SET_WEIGHT_BAR = 10.0  # with the pick after it, n = 10,000
 SET_WEIGHT_GROWTH_BAR = 4.0  # likewise, n = 1,000,000 / n = 100
@@ -339,12 +339,18 @@ def build_group(stem: str, n: int) -> Group:
     return Group(stem, n, cases, [("build, an instance", "kernel", against, None)])
 
 
-def call_group(stem: str, n: int) -> Group:
-    """A call that is begun and ended, beside the floor and its twin."""
+def call_groups(stem: str, n: int) -> Iterator[Group]:
+    """Yield what a call costs that is begun and ended: beside the floor, and beside its twin.
+
+    Apart, for the twin in the same rounds would leave the caches to nobody else.
+    """
+    ways = {"acquire_done": "acquire + done(rtt)", "index_done": "acquire_index + done(index, rtt)"}
+    cases = {measure: call_case(stem, measure, n) for measure in ways}
+    bars = {"acquire_done": None, "index_done": CALL_BAR.get(stem)}
+    pairs = [(what, measure, "floor", bars[measure]) for measure, what in ways.items()]
+    yield Group(stem, n, cases | {"floor": floor()}, pairs)
     cases = {who: call_case(stem, "acquire_done", n, who) for who in ("kernel", "twin")}
-    bars = {"floor": CALL_BAR.get(stem), "twin": CALL_TWIN_BAR}
-    pairs = [("acquire + done(rtt)", "kernel", who, bar) for who, bar in bars.items()]
-    return Group(stem, n, cases | {"floor": floor()}, pairs)
+    yield Group(stem, n, cases, [("acquire + done(rtt)", "kernel", "twin", CALL_TWIN_BAR)])
 
 
 def two_choices_groups() -> Iterator[Group]:
@@ -665,7 +671,7 @@ def groups(stem: str, sizes: Sequence[int]) -> Iterator[Group]:
     yield ways_group(stem, 100)
     if stem in LOADED:
         for n in (10, 100, 1_000, 10_000):
-            yield call_group(stem, n)
+            yield from call_groups(stem, n)
     if stem in (*WITH_TABLE, "interleaved_weighted_round_robin"):
         for n in (100, 1_000, 10_000):
             yield worst_group(stem, n)
