@@ -186,6 +186,10 @@ cdef double RISE = 0.375
 cdef double SMOOTHING = 1.0 / 16    # of what is typical
 cdef double LEAST_RTT = 1e-4        # seconds: less is the caller's own noise
 cdef double MOST_RTT = 1e9
+# Of a state: beyond these, powers of its numbers are none.
+cdef double MOST_TIME = 1e18
+cdef double MOST_LOG2 = 100.0
+cdef double MOST_KEY = 1e30
 # What is typical as long as nothing is known, as a part of the timeout: log2.
 cdef double UNKNOWN = -10.0
 
@@ -396,10 +400,13 @@ cdef class PeakEwma(TwoChoices):
         cdef Py_ssize_t i
         if not isinstance(state, tuple) or len(state) != 8:
             raise ValueError(f"state must have eight parts, got {state!r}")
-        keys, costs, stamps, lasts = [numbers(part, self.n) for part in state[3:7]]
-        shared = numbers(state[7], 3)
-        if not 0.0 <= min(costs, default=0.0) <= max(costs, default=0.0) <= MOST_RTT:
-            raise ValueError(f"state must have latencies in [0, {MOST_RTT}], got {costs}")
+        shared = numbers(state[7], 3, -MOST_TIME, MOST_TIME)
+        if not (0.0 <= shared[2] and -MOST_LOG2 <= shared[1] <= MOST_LOG2):
+            raise ValueError(f"state must have a time and what is typical by then, got {shared}")
+        keys = numbers(state[3], self.n, -MOST_KEY, MOST_KEY)
+        costs = numbers(state[4], self.n, 0.0, MOST_RTT)
+        stamps = numbers(state[5], self.n, 0.0, shared[2])
+        lasts = numbers(state[6], self.n, 0.0, MOST_RTT)
         TwoChoices.restore(self, state[:3])
         for i in range(self.n):
             load = self.load[i]
@@ -437,11 +444,11 @@ cdef class PeakEwma(TwoChoices):
         return array
 
 
-cdef list numbers(part, Py_ssize_t n):
-    """Return the n finite numbers that are given by their bits."""
+cdef list numbers(part, Py_ssize_t n, double least, double most):
+    """Return the n numbers in [least, most] that are given by their bits."""
     cdef list found = [of_bits(bits) for bits in part] if isinstance(part, list) else []
-    if len(found) != n or not all([math.isfinite(number) for number in found]):
-        raise ValueError(f"state must have {n} finite numbers, got {part!r}")
+    if len(found) != n or not all([least <= number <= most for number in found]):
+        raise ValueError(f"state must have {n} numbers in [{least}, {most}], got {found}")
     return found
 
 

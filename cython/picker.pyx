@@ -99,6 +99,8 @@ cdef extern from *:
     """
     bint is_small "rota_is_small"(object number, int64_t* value) noexcept
     PyObject** list_items "rota_list_items"(list held) noexcept
+    void untrack "PyObject_GC_UnTrack"(void* container) noexcept
+    void track "PyObject_GC_Track"(void* container) noexcept
     void drop "Py_DECREF"(PyObject* reference) noexcept
 
 cdef enum:
@@ -200,6 +202,9 @@ cdef class Picker:
     __class_getitem__ = classmethod(GenericAlias)
 
     def __cinit__(self):
+        # Reading the arguments may run anything, and gc.get_objects gives whatever is tracked:
+        # what is not made yet is not to be found there. `is_made` ends it.
+        untrack(<void*>self)
         self.held = []
         self.weight_array = np.zeros(0, np.int64)
         self.run_length = LONGEST_RUN
@@ -245,7 +250,8 @@ cdef class Picker:
         return 0
 
     cdef int is_made(self, seed) except -1:
-        """All is there from here on: a fork may begin it anew."""
+        """All is there from here on: it may be found, and a fork may begin it anew."""
+        track(<void*>self)
         if seed is None:
             unseeded.add(self)
         return 0
@@ -685,8 +691,10 @@ cdef class Picker:
                 free_table(self)
                 if leaving:
                     self.may_vacate()
-                self.foresee(array)
+                # First the list: before Python 3.12 a finalizer may run where it is made, and
+                # acquire what is foreseen to be nobody's.
                 gone = [None] * (len(leaving) + n)
+                self.foresee(array)
                 if version == self.version:
                     break
             for k in range(len(leaving)):

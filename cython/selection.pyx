@@ -66,6 +66,7 @@ cdef class Selection:
         Of an object with an attribute `node`, or None.
     """
 
+    # Anybody may set them to anything: what is taken from them is looked at first.
     cdef public object _select
     cdef public bint _is_keyed
     cdef public object _version
@@ -108,16 +109,25 @@ cdef class Selection:
                     known = self._groups.get(filters)
                 except TypeError:
                     pass  # a filter that is no key
-            if known is not None and (<tuple>known)[0] is self._version:
+            if is_tuple(known, 3) and (<tuple>known)[0] is self._version:
                 selected = (<tuple>known)[2]()
             else:
                 selected = self._find(filters, exclude, key)
         if selected is None:
             raise self._refuse(filters, exclude)
+        if not is_tuple(selected, 2):
+            raise TypeError(f"select must return (instance, done) or None, got {selected!r}")
         peer = get_value(self._peers)
         if peer is not None:
-            peer.node = selected[0]
+            peer.node = (<tuple>selected)[0]
         return selected
+
+    def __reduce__(self):
+        raise TypeError("a selector cannot be copied: its builder makes another one")
 
 
 cdef tuple EMPTY = ()
+
+
+cdef inline bint is_tuple(object found, Py_ssize_t length) noexcept:
+    return isinstance(found, tuple) and len(<tuple>found) == length

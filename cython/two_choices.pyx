@@ -13,7 +13,8 @@ exactly by weight. What "better" means is the algorithm's. It gives
     prefer     the index to pick, where `first` was drawn and there are others
     now        the time, where it wants times
     observe    learn from a call that ended
-    join       take over from the whole what a picker among its instances shares with it
+    join       take over from the whole what a picker among its instances shares with it; that
+               was made with the same options, but for the clock
 
 A load (`load_t`) is an instance's own piece of memory: a picker holds it, and so do the
 pickers `among` its instances, and every lease. It is let go with the last of them. So what
@@ -287,8 +288,10 @@ cdef class TwoChoices(Draws):
         cdef Py_ssize_t k
         cdef list live = []
         self.cursor, self.end = self.draw, self.last_draw
-        stream, n_left = Draws.state(self)
-        self.cursor, self.end = cursor, end
+        try:
+            stream, n_left = Draws.state(self)
+        finally:
+            self.cursor, self.end = cursor, end
         for k in range(self.n_live):
             live.append(int(self.live[k]))
         return stream, n_left, live
@@ -296,6 +299,8 @@ cdef class TwoChoices(Draws):
     cdef int restore(self, state) except -1:
         """Go on from a state; nothing is in flight."""
         cdef Py_ssize_t k, i
+        if self.is_view:
+            raise TypeError(IS_VIEW)
         if not isinstance(state, tuple) or len(state) != 3 or not isinstance(state[2], list):
             raise ValueError(f"state must have three parts, got {state!r}")
         cdef list live = state[2]
@@ -343,6 +348,7 @@ cdef class TwoChoices(Draws):
         cdef uint64_t version
         cdef Py_ssize_t k, i
         cdef TwoChoices picker
+        cdef str kind = type(self).__name__
         with cython.critical_section(self):
             for k in range(len(members)):  # asked once: a number of one's own may run anything
                 i = present(self, members[k])
@@ -356,10 +362,14 @@ cdef class TwoChoices(Draws):
                     instances.append(<object>self.items[i])
                     weights.append(self.weight[i])
                 seed = None if self in unseeded else int(splitmix64_next(&self.random))
-            picker = type(self)(instances, weights, seed=seed, **self.options())
+            options = self.options()
+            options.pop("clock", None)  # one that changes this picker would go on for ever
+            picker = type(self)(instances, weights, seed=seed, **options)
             with cython.critical_section(self, picker):
-                if version != self.version or picker.n != len(members):
+                if version != self.version:
                     continue  # making it ran something that changed this one
+                if picker is self or picker.n != len(members):
+                    raise TypeError(f"{kind} is not made of instances, so none is of some of them")
                 for k in range(len(members)):
                     i = present(self, members[k])
                     count(&self.load[i].n_holders, 1)

@@ -794,7 +794,8 @@ def test_a_clock_that_fails_leaves_nothing_behind(impl, value, kind):
     whims.value = value
     with pytest.raises(kind):
         impl.PeakEwma(["a"], clock=whims)
-    for ask in (picker.select, lambda: picker.among([0]), lambda: copy.copy(picker)):
+    picker.among([0])  # does not ask it
+    for ask in (picker.select, lambda: copy.copy(picker)):
         with pytest.raises(kind):
             ask()
     with pytest.raises(kind), picker.acquire():

@@ -48,11 +48,15 @@ class Selection:
         selected = self._by_known(filters, exclude, key)
         if selected is None:
             raise self._refuse(filters, exclude)
+        if not isinstance(selected, tuple) or len(selected) != 2:
+            raise TypeError(f"select must return (instance, done) or None, got {selected!r}")
         peer = self._peers.get()
         if peer is not None:
             peer.node = selected[0]
-        found: tuple[Any, Any] = selected
-        return found
+        return selected
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a selector cannot be copied: its builder makes another one")
 
     def _by_known(self, filters: Sequence[Any], exclude: Iterable[Any], key: Any) -> Any:
         if exclude == () and key is None and not self._is_keyed:
@@ -62,7 +66,7 @@ class Selection:
                 known = self._groups.get(filters)
             except TypeError:
                 known = None  # a list, or a filter that is no key
-            if known is not None and known[0] is self._version:
+            if isinstance(known, tuple) and len(known) == 3 and known[0] is self._version:
                 return known[2]()
         return self._find(filters, exclude, key)
 

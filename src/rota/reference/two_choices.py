@@ -1,5 +1,6 @@
 """Reference of kernels.two_choices: loads, leases, and the first and second choice."""
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -118,7 +119,9 @@ class TwoChoices(Draws[T]):
                 instances = [self._instances[self._index(i)] for i in members]
                 weights = [self._weight[i] for i in members]
                 seed = None if self in unseeded else self._random.next()
-                picker = type(self)(instances, weights, seed=seed, **self._options())
+                options = self._options()
+                options.pop("clock", None)  # one that changes this picker would go on for ever
+                picker = type(self)(instances, weights, seed=seed, **options)
             picker._loads = [self._loads[i] for i in members]
             picker._lock = self._lock  # which is that of the loads
             picker._is_view = True
@@ -155,6 +158,7 @@ class TwoChoices(Draws[T]):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state["_is_view"] = False
+        state["_loads"] = [copy.copy(load) for load in state["_loads"]]  # one for each index
         for load in state["_loads"]:
             load.in_flight = 0  # the leases are the original's
         return state

@@ -58,7 +58,7 @@ class Engine:
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        return f"Engine({self.picker.__name__}{options})"
+        return f"Engine({getattr(self.picker, '__name__', self.picker)}{options})"
 
 
 def takes_key(picker: Any) -> bool:
@@ -79,7 +79,7 @@ class NodesBalancer:
         self._make = make
         self._picker = make([], [])
         self._nodes: Sequence[WeightedNode] = ()
-        self._places: dict[int, int] = {}  # index by id of node
+        self._indices: list[int] = []  # in the picker, by place in the nodes
         self._weights: list[int] = []
 
     def pick(self, nodes: Sequence[WeightedNode]) -> tuple[WeightedNode, DoneFunc]:
@@ -113,12 +113,23 @@ class NodesBalancer:
         if nodes is self._nodes and isinstance(nodes, tuple):
             for k, (old, new) in enumerate(zip(self._weights, weights, strict=True)):
                 if old != new:
-                    self._picker.set_weight(self._places[id(nodes[k])], new)
+                    self._picker.set_weight(self._indices[k], new)
+                    self._weights[k] = new
         else:
+            self._nodes = ()  # until all is done
             self._picker.update(nodes, weights)
-            self._nodes = nodes
-            self._places = {id(node): i for i, node in enumerate(self._picker.instances)}
-        self._weights = weights
+            self._indices = indices_of(nodes, self._picker)
+            self._nodes, self._weights = nodes, weights
+
+
+def indices_of(wanted: Sequence[Any], picker: Any) -> list[int]:
+    """Return the index in the picker of each object of the list that it was updated to. O(n)."""
+    places: dict[int, list[int]] = {}
+    for i, instance in enumerate(picker.instances):
+        places.setdefault(id(instance), []).append(i)
+    for found in places.values():
+        found.reverse()
+    return [places[id(each)].pop() for each in wanted]
 
 
 def weight_of(node: WeightedNode) -> float:

@@ -132,6 +132,13 @@ class EwmaNode(TimedNode):
 
         def done(info: DoneInfo) -> None:
             nonlocal is_open
+            with self._lock:
+                if not is_open:
+                    return
+                is_open = False  # first: the call has ended, even if the clock fails
+                self.in_flight -= 1
+                if has_slot:
+                    del self._starts[slot]
             now = self._clock()
             is_failed = info.err is not None
             try:
@@ -139,12 +146,7 @@ class EwmaNode(TimedNode):
                     is_failed = self._is_failure(info.err)
             finally:
                 with self._lock:
-                    if is_open:
-                        is_open = False
-                        self.in_flight -= 1
-                        if has_slot:
-                            del self._starts[slot]
-                        self._learn(now, now - start, 0 if is_failed else WHOLE_SUCCESS)
+                    self._learn(now, now - start, 0 if is_failed else WHOLE_SUCCESS)
 
         return done
 

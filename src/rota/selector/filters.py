@@ -55,6 +55,19 @@ class Index:
         """Those of the instances."""
         return [node.identity for node in self.nodes]
 
+    @cached_property
+    def names(self) -> list[Hashable]:
+        """What the instances are known by from list to list, no two by the same.
+
+        Their identities; of several of one identity the second has its number with it.
+        """
+        counts: dict[Hashable, int] = {}
+        found: list[Hashable] = []
+        for identity in self.identities:
+            n = counts[identity] = counts.get(identity, 0) + 1
+            found.append(identity if n == 1 else (identity, n))
+        return found
+
     def where(self, condition: Condition) -> list[int]:
         """Return the places of the instances that meet a condition, ascending. O(1)."""
         what, value = condition
@@ -65,7 +78,8 @@ class Index:
                 found = value_of(node, what)
                 if isinstance(found, str):  # a tag may be anything, a condition's value is a str
                     places.setdefault(found, []).append(k)
-            self._places[what] = places
+            if places:  # nobody has it: so many things may be asked for
+                self._places[what] = places
         return places.get(value, [])
 
     def among(self, places: Iterable[int] | None, conditions: Iterable[Condition]) -> list[int]:

@@ -7,19 +7,17 @@ A fleet keeps what was learned of an instance for as long as one of its identity
 group is some of a fleet's instances; it keeps its own order, or schedule, of them.
 """
 
-import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, Protocol
 
-from rota.arguments import MAX_INSTANCES
 from rota.discovery import Instance
 from rota.identity import identity_of
 from rota.outcome import unheard
 from rota.pickers import WeightedRandom
 from rota.selector.balancer import Balancer, BalancerBuilder
-from rota.selector.engine import Engine, takes_key
+from rota.selector.engine import Engine, indices_of, takes_key
 from rota.selector.node import (
     DoneFunc,
     DoneInfo,
@@ -87,7 +85,7 @@ class Fleet(Protocol):
         ...
 
     def try_without(
-        self, excluded: Container[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
+        self, excluded: Collection[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
     ) -> tuple[Selected | None, bool]:
         """Select one of a group whose identity is not among those excluded, in O(1).
 
@@ -118,13 +116,7 @@ class PickerFleet:
         """Go over to these instances: O(n), and the cost of the changes."""
         weights = [max(initial_weight(instance), 0) for instance in instances]
         self.picker.update(instances, weights)
-        places: dict[int, list[int]] = {}
-        for i, instance in enumerate(self.picker.instances):
-            if instance is not None:
-                places.setdefault(id(instance), []).append(i)
-        for found in places.values():
-            found.reverse()
-        self.indices = [places[id(instance)].pop() for instance in instances]
+        self.indices = indices_of(instances, self.picker)
         self.instances, self.weights = instances, weights
 
     def group(self, places: Sequence[int]) -> Group:
@@ -132,23 +124,27 @@ class PickerFleet:
         return (SharedGroup if hasattr(self.picker, "among") else OwnGroup)(self, places)
 
     def try_without(
-        self, excluded: Container[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
+        self, excluded: Collection[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
     ) -> tuple[Selected | None, bool]:
         """Select one of a group whose identity is not among those excluded.
 
         By a key it is the next on the ring that is not excluded; nothing is in flight then.
         """
         if self.is_keyed:
-            for instance in group.picker.pick_n(*arguments, MAX_INSTANCES):
-                if identity_of(instance) not in excluded:
-                    return (instance, unheard), True
-            return None, True
+            n = len(excluded) + 1  # one of these is it, unless several have one identity
+            while True:
+                found = group.picker.pick_n(*arguments, n)
+                for instance in found:
+                    if identity_of(instance) not in excluded:
+                        return (instance, unheard), True
+                if len(found) < n:
+                    return None, True
+                n *= 2
         for _ in range(MOST_REPEATS):
             selected = group.select()
             if selected is None or identity_of(selected[0]) not in excluded:
                 return selected, True
-            if selected[1] is not unheard:
-                selected[1].release()
+            call_off(selected[1])
         return None, False
 
     def rest(self, places: Sequence[int]) -> Select:
@@ -158,6 +154,16 @@ class PickerFleet:
         instances = [self.instances[k] for k in places]
         select: Select = WeightedRandom(instances, [self.weights[k] for k in places]).select
         return select
+
+
+def call_off(done: Done) -> None:
+    """End a call that was not made."""
+    if done is not unheard:
+        release = getattr(done, "release", None)  # of the leases of rota's pickers
+        if release is None:
+            done(err=CancelledError())
+        else:
+            release()
 
 
 class SharedGroup:
@@ -243,7 +249,7 @@ class NodeFleet:
         return NodeGroup(self, places)
 
     def try_without(
-        self, excluded: Container[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
+        self, excluded: Collection[Any], group: "Group | Fleet", arguments: tuple[Any, ...]
     ) -> tuple[Selected | None, bool]:
         """Leave it to `rest`: a balancer of nodes is not asked in vain."""
         return None, False
@@ -311,11 +317,12 @@ class Once:
     done : callable (DoneInfo)
     """
 
-    __slots__ = ("_done", "_lock")
+    __slots__ = ("_left",)
 
     def __init__(self, done: DoneFunc) -> None:
-        self._lock = threading.Lock()
-        self._done: DoneFunc | None = done
+        # A list, since `pop` is one step: a lock would keep a signal's handler waiting for ever
+        # that reports in the middle of a report.
+        self._left = [done]
 
     def __call__(self, info: Any = None, *, err: BaseException | None = None) -> None:
         """Say how the call has ended; the first report counts, others do nothing.
@@ -326,10 +333,11 @@ class Once:
         err : exception or None
             The error, where there is no more to say.
         """
-        with self._lock:
-            done, self._done = self._done, None
-        if done is not None:
-            done(info if isinstance(info, DoneInfo) else DoneInfo(err if info is None else info))
+        try:
+            done = self._left.pop()
+        except IndexError:
+            return
+        done(info if isinstance(info, DoneInfo) else DoneInfo(err if info is None else info))
 
     def __del__(self) -> None:
         self(err=CancelledError())

@@ -93,6 +93,7 @@ class _Drawing:
         self._lock = threading.RLock()
 
     def _reseed(self) -> None:
+        self._lock = threading.RLock()  # another thread of the parent may have held it
         self._draw = SplitMix64().below
 
 

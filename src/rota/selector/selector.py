@@ -20,6 +20,9 @@ from rota.selector.peer import peer
 MOST_GROUPS = 1024
 MOST_MEMBERS = 1_000_000
 
+# Filters are asked again so often where other instances were applied meanwhile.
+MOST_TURNS = 1000
+
 
 Groups = dict[Any, tuple[object, Group, Select]]  # (version, group, its select)
 
@@ -71,6 +74,8 @@ class Selector(Selection):
         else:
             self._fleet = NodeFleet(balancer, node)
         self._nodes: tuple[Instance, ...] = ()
+        self._is_changing = False
+        self._is_whole = True  # False: an error has left the fleet with other instances
         self._index = Index(())
         self._is_keyed = self._fleet.is_keyed
         self._select = self._fleet.select
@@ -103,18 +108,27 @@ class Selector(Selection):
         ------
         TypeError, ValueError
             Not instances, or weights of 2**63 and more in all; nothing has changed.
+        RuntimeError
+            Called from within itself: by a node that is built, or let go.
         """
         instances = tuple(nodes)
         for k, instance in enumerate(instances):
             if not isinstance(instance, Instance):
                 raise TypeError(f"nodes must be Instances, got nodes[{k}] = {instance!r}")
         with self._lock:
-            if instances == self._nodes:
+            if self._is_changing:
+                raise RuntimeError("instances cannot be applied from within apply")
+            if self._is_whole and instances == self._nodes:
                 return
-            self._fleet.apply(instances)
-            self._nodes = instances
-            self._index = Index(instances)
-            self._version = object()
+            self._is_changing, self._is_whole = True, False
+            try:
+                self._fleet.apply(instances)
+                self._nodes = instances
+                self._index = Index(instances)
+                self._version = object()
+                self._is_whole = True
+            finally:
+                self._is_changing = False
 
     # -- selecting ------------------------------------------------------------------------
 
@@ -157,7 +171,7 @@ class Selector(Selection):
         """Return the group of those that pass the filters."""
         is_pure = all(getattr(each, "is_pure", False) for each in chain) and is_key(chain)
         groups = self._groups if is_pure else self._sets
-        while True:
+        for _ in range(MOST_TURNS):
             with self._lock:
                 version, index = self._version, self._index
                 if is_pure:
@@ -166,8 +180,8 @@ class Selector(Selection):
                         return known[1]
             places = passing(chain, index)  # runs anything
             if not self._fleet.minds_order:
-                places.sort()
-            same: Any = chain if is_pure else tuple([index.identities[k] for k in places])
+                places = sorted(places)  # another list: this one may be the index's
+            same: Any = chain if is_pure else tuple([index.names[k] for k in places])
             with self._lock:
                 if version is not self._version:
                     continue
@@ -182,10 +196,11 @@ class Selector(Selection):
                 if known is None:
                     drop_oldest(groups)
                 return group
+        raise RuntimeError(f"filters must not apply other instances, got {chain!r}")
 
     def _select_rest(self, excluded: set[Any], chain: tuple[NodeFilter, ...]) -> Selected | None:
         """Select one that passes the filters and is not excluded: O(n)."""
-        while True:
+        for _ in range(MOST_TURNS):
             with self._lock:
                 version, index = self._version, self._index
             identities = index.identities
@@ -195,6 +210,7 @@ class Selector(Selection):
                     continue
                 select = self._fleet.rest(places)
             return select()  # may run a balancer of the user's own
+        raise RuntimeError(f"filters must not apply other instances, got {chain!r}")
 
     def _refuse(
         self, filters: Sequence[NodeFilter], exclude: Iterable[Instance]
@@ -202,11 +218,13 @@ class Selector(Selection):
         """Return the error that says why nobody is left."""
         index, chain = self._index, tuple(filters)
         words = f"no instance is available: {len(index.nodes)} applied"
-        for n_filters, each in enumerate(chain, 1):
-            words += f"; {each!r} left {len(passing(chain[:n_filters], index))}"
+        places = list(range(len(index.nodes)))
+        for each in chain:
+            places = passing((each,), index, places)
+            words += f"; {each!r} left {len(places)}"
         if exclude:
             words += f"; excluded: {', '.join(node.address for node in exclude)}"
-        n_drained = sum(initial_weight(index.nodes[k]) <= 0 for k in passing(chain, index))
+        n_drained = sum(initial_weight(index.nodes[k]) <= 0 for k in places)
         return NoAvailableInstance(words + (f"; {n_drained} without weight" if n_drained else ""))
 
 
@@ -304,15 +322,16 @@ def drop_oldest(groups: Groups) -> None:
         n_members -= groups.pop(next(iter(groups)))[1].size
 
 
-def passing(chain: Sequence[NodeFilter], index: Index) -> list[int]:
-    """Return the places of the instances that pass all filters.
+def passing(
+    chain: Sequence[NodeFilter], index: Index, places: list[int] | None = None
+) -> list[int]:
+    """Return those of the places (None: all) whose instances pass all filters.
 
     Raises
     ------
-    ValueError
-        A filter returned what it was not given.
+    TypeError, ValueError
+        A filter returned no nodes, or what it was not given.
     """
-    places: list[int] | None = None
     for each in chain:
         if isinstance(each, (Indexed, Where)):
             places = each.places(index, places)
@@ -323,7 +342,10 @@ def passing(chain: Sequence[NodeFilter], index: Index) -> list[int]:
         for k in reversed(places):
             left.setdefault(id(index.nodes[k]), []).append(k)
         found = []
-        for node in each([index.nodes[k] for k in places]):
+        passed = each([index.nodes[k] for k in places])
+        if not isinstance(passed, Iterable):
+            raise TypeError(f"filters must return some of their nodes, {each!r} gave {passed!r}")
+        for node in passed:
             if not left.get(id(node)):
                 raise ValueError(f"filters must return some of their nodes, {each!r} gave {node!r}")
             found.append(left[id(node)].pop())
