@@ -1078,3 +1078,55 @@ def test_views_and_the_whole_from_many_threads(impl, loaded_name):
         for future in [pool.submit(call, door) for door in doors]:
             future.result()
     assert [loads_of(door) for door in doors] == [[0] * len(door) for door in doors]
+
+
+# -- by index -------------------------------------------------------------------------------
+
+
+def made_on(impl, name, clock, *arguments):
+    options = {"clock": clock} if name == "PeakEwma" else {}
+    return getattr(impl, name)(*arguments, seed=1, **options)
+
+
+@pytest.mark.parametrize("name", ["LeastRequest", "PeakEwma"])
+def test_calls_by_index_are_those_of_leases(impl, name):
+    now = [0.0]
+    one, other = (made_on(impl, name, lambda: now[0], list("abcdef"), range(6)) for _ in range(2))
+    rng, begun = random.Random(1), []
+    for _ in range(400):
+        index, lease = one.acquire_index(), other.acquire()
+        assert index == lease.index
+        begun.append((index, lease))
+        now[0] += 0.01
+        if len(begun) > 4:
+            index, lease = begun.pop(rng.randrange(5))
+            rtt, error = rng.expovariate(50), rng.choice([None, None, OSError()])
+            one.done(index, rtt, error)
+            lease.done(rtt, error)
+        assert one.loads.tolist() == other.loads.tolist()
+    if name == "PeakEwma":
+        assert repr(one.latencies) == repr(other.latencies)
+
+
+@pytest.mark.parametrize("name", ["LeastRequest", "PeakEwma"])
+def test_calls_by_index_of_nobody_are_refused(impl, name):
+    picker = made_on(impl, name, lambda: 1.0, ["a", "b"])
+    index = picker.acquire_index()
+    before = picker.loads.tolist()
+    for bad in (2, -1, 2**70, -(2**70)):
+        with pytest.raises(ValueError, match="index must be"):
+            picker.done(bad, 0.1)
+    for bad in (None, "0", 0.5):
+        with pytest.raises(TypeError, match="index must be"):
+            picker.done(bad, 0.1)
+    for bad in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="rtt must be"):
+            picker.done(index, bad)
+    assert picker.loads.tolist() == before
+    picker.done(np.int64(index), 0.1)
+    picker.done(index, 0.1)  # once too often: nothing is below 0
+    assert picker.loads.tolist() == [0, 0]
+    picker.remove(index)
+    with pytest.raises(ValueError, match="has not left"):
+        picker.done(index, 0.1)
+    assert made_on(impl, name, lambda: 1.0, []).acquire_index() is None
