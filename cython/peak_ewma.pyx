@@ -404,7 +404,8 @@ cdef class PeakEwma(TwoChoices):
         if not (0.0 <= shared[2] and -MOST_LOG2 <= shared[1] <= MOST_LOG2):
             raise ValueError(f"state must have a time and what is typical by then, got {shared}")
         keys = numbers(state[3], self.n, -MOST_KEY, MOST_KEY)
-        costs = numbers(state[4], self.n, 0.0, MOST_RTT)
+        # An average of numbers may come out above the largest of them, by the rounding.
+        costs = numbers(state[4], self.n, 0.0, 2.0 * MOST_RTT)
         stamps = numbers(state[5], self.n, 0.0, shared[2])
         lasts = numbers(state[6], self.n, 0.0, MOST_RTT)
         TwoChoices.restore(self, state[:3])

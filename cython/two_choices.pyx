@@ -238,6 +238,8 @@ cdef class TwoChoices(Draws):
         cdef Py_ssize_t i, n_spare = 0
         cdef load_t* load
         cdef load_t* spare
+        if self.is_view:
+            raise TypeError(IS_VIEW)
         for i in range(max(self.n, <Py_ssize_t>len(weights))):
             self.prepare(i, 0)
             n_spare += get(&self.load[i].n_holders) > 1

@@ -233,14 +233,14 @@ def test_states_of_nonsense_are_refused(kernels):
         each.acquire().done(0.5)
     _, (_, _, _, _, state) = picker.__reduce__()
     random, vacant, parts, is_unseeded = state
-    nonsense = [float("nan"), float("inf"), -float("inf"), 1e300, -1e300, -1.0, 2e9]
+    nonsense = [float("nan"), float("inf"), -float("inf"), 1e300, -1e300, -1.0, 3e9]
     for place in (4, 5, 6):
         for x in nonsense:
             bad = [*parts]
             bad[place] = [bits(x), *parts[place][1:]]
             with pytest.raises(ValueError, match="state must have"):
                 picker._restore((random, vacant, tuple(bad), is_unseeded))
-    for place, values in ((1, [*nonsense[:5], 2e9]), (2, [*nonsense[:6]])):
+    for place, values in ((1, [*nonsense[:5], 3e9]), (2, [*nonsense[:6]])):
         for x in values:
             bad = [*parts]
             bad[7] = [*parts[7]]
@@ -249,6 +249,13 @@ def test_states_of_nonsense_are_refused(kernels):
                 picker._restore((random, vacant, tuple(bad), is_unseeded))
     assert repr(picker.latencies) == repr(untouched.latencies)
     assert picker.pick_many(200) == untouched.pick_many(200)
+
+
+@pytest.mark.parametrize("name", ["LeastRequest", "PeakEwma"])
+def test_a_part_of_nobody_is_not_updated(impl, name):
+    part = getattr(impl, name)(["a"]).among([])
+    with pytest.raises(TypeError, match="a picker among others cannot be changed"):
+        part.update([])
 
 
 def test_a_part_is_not_restored(kernels, loaded_name):
