@@ -36,7 +36,12 @@ def kernel(path: Path) -> Extension:
         [source],
         include_dirs=["src/rota/include"],
         depends=[source, *PARTS.get(path.stem, [])],  # also puts them into the sdist
-        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
+        define_macros=[
+            # Cython 3.3 calls classes by vectorcall, and lets arguments go twice where there
+            # is no memory for the names of those given by keyword.
+            ("CYTHON_VECTORCALL_TPNEW", "0"),
+            *([("CYTHON_TRACE_NOGIL", "1")] if DEBUG else []),
+        ],
         # No fused multiply-add: sequences are the same on every machine.
         extra_compile_args=[
             "-ffp-contract=off",

@@ -1,0 +1,181 @@
+"""Work behind the caller's back that keeps nothing alive: neither the interpreter nor its owner.
+
+`LoopThread` is an asyncio loop on a daemon thread, for those who call without one.
+`in_thread` awaits a function that blocks; its thread is a daemon too, unlike those of an
+executor, for which the interpreter waits at its end.
+"""
+
+import asyncio
+import contextvars
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# For a loop to end its tasks, when it is closed.
+PATIENCE = 5.0
+
+# Loops of the parent, in a forked child: closing one would take its files from the parent's
+# selector, so they are kept as they are.
+_left_behind: list[object] = []
+
+
+class LoopThread:
+    """An event loop on a daemon thread of its own, which is started when first needed.
+
+    Closed or forgotten, it cancels its tasks and ends. In a forked child it begins anew, with
+    no tasks. Any number of threads may use it.
+
+    Parameters
+    ----------
+    name : str
+        Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: weakref.finalize[..., LoopThread] | None = None
+        self._is_closed = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on this thread."""
+        return threading.current_thread() is self._thread
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Have a coroutine run there; returns at once.
+
+        Raises
+        ------
+        RuntimeError
+            Closed.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        except RuntimeError:
+            coroutine.close()
+            raise
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Have a coroutine run there, and wait for what comes of it.
+
+        Raises
+        ------
+        RuntimeError
+            Closed; or called on this very thread, which would wait for itself.
+        TimeoutError
+            Nothing came within `timeout` seconds; the coroutine was cancelled.
+        """
+        if self.is_current:
+            coroutine.close()
+            raise RuntimeError(f"{self._name} would wait for itself")
+        future = self.submit(coroutine)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()  # nobody waits any more: a timeout, or Ctrl-C
+            raise
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Have a function called there, soon; nothing happens where the loop does not run."""
+        loop = self._loop
+        if loop is not None:
+            _call_soon(loop, function, *arguments)
+
+    def close(self) -> None:
+        """Cancel its tasks, and wait until they have ended; 5 s at the most."""
+        with self._lock:
+            self._is_closed = True
+            stop = self._stop
+        if stop is not None:
+            stop()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError(f"{self._name} is closed")
+            if self._loop is None or self._thread is None or not self._thread.is_alive():
+                if self._stop is not None:  # in a child process: the thread is not alive
+                    self._stop.detach()
+                    _left_behind.append(self._loop)
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_run, args=(self._loop,), name=self._name, daemon=True
+                )
+                self._stop = weakref.finalize(self, _end, self._loop, self._thread)
+                self._thread.start()
+            return self._loop
+
+    def renew_lock(self) -> None:
+        """In the child of a fork: another thread of the parent may have held it."""
+        self._lock = threading.Lock()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    _call_soon(loop, loop.stop)
+    if thread is not threading.current_thread():
+        thread.join(PATIENCE)
+
+
+def _call_soon(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any
+) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that may block on a daemon thread, and return what it returns.
+
+    Cancelled, it lets the function run on: its result is for nobody.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def land(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = context.run(function, *arguments)
+        except StopIteration as stop:  # no future takes it
+            error = RuntimeError(f"{function!r} raised StopIteration")
+            error.__cause__ = stop
+        except BaseException as raised:
+            error = raised
+        _call_soon(loop, land, result, error)
+
+    context = contextvars.copy_context()
+    name = getattr(function, "__qualname__", "function")
+    threading.Thread(target=work, name=f"rota {name}", daemon=True).start()
+    return await future
