@@ -625,3 +625,35 @@ def test_classify_that_fails_ends_both_reports():
     with pytest.raises(ZeroDivisionError):
         done(err=OSError())
     assert selector._fleet.nodes[0].in_flight == 1
+
+
+NO_MEMORY = """
+import copy, sys, _testcapi
+import rota
+
+Kind = getattr(rota, sys.argv[1])
+picker = Kind(list("abcdefgh"), [3, 1, 4, 1, 5, 0, 2, 6], seed=1)
+arguments = {"weights": [3, 1, 4, 1, 5, 0, 2, 6], "seed": 2**40}
+held = []
+for start in range(150):
+    held += [(start, i) for i in range(3000)]  # no tuple is left to be used again
+    for call in (lambda: copy.copy(picker), lambda: Kind.__new__(Kind, "abcdefgh", **arguments)):
+        for stop in (start + 1, 0):
+            _testcapi.set_nomemory(start, stop)
+            try:
+                call()
+            except (MemoryError, RuntimeError, SystemError):
+                pass  # numpy and threading have words of their own for it
+            finally:
+                _testcapi.remove_mem_hooks()
+"""
+
+
+@pytest.mark.parametrize("name", ["WeightedRandom", "PeakEwma", "RoundRobin"])
+def test_no_memory_for_the_names_of_arguments(kernels, name):
+    """They were let go before they were there: a crash."""
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY, name], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
