@@ -637,7 +637,7 @@ arguments = {"weights": [3, 1, 4, 1, 5, 0, 2, 6], "seed": 2**40}
 held = []
 for start in range(150):
     held += [(start, i) for i in range(3000)]  # no tuple is left to be used again
-    for call in (lambda: copy.copy(picker), lambda: Kind.__new__(Kind, "abcdefgh", **arguments)):
+    for call in (lambda: copy.copy(picker), lambda: Kind.__new__(Kind, range(8), **arguments)):
         for stop in (start + 1, 0):
             _testcapi.set_nomemory(start, stop)
             try:
