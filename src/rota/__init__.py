@@ -7,10 +7,12 @@ before them, and learn from how requests end.
 
 from pathlib import Path
 
-from rota.discovery import Change, Instance, MemoryRegistry, Result, diff
+from rota.discovery import Change, Instance, MemoryRegistry, Result, UpdatePolicy, diff
 from rota.events import Event, EventBus, EventQueue
 from rota.kernels import IMPLEMENTATION
 from rota.loadbalance import (
+    AsyncBalancerFactory,
+    BalancerFactory,
     ConsistentHashBalancer,
     ConsistentHashOptions,
     InterleavedWeightedRoundRobinBalancer,
@@ -41,7 +43,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATION",
+    "AsyncBalancerFactory",
     "Attempts",
+    "BalancerFactory",
     "Change",
     "ConsistentHash",
     "ConsistentHashBalancer",
@@ -64,6 +68,7 @@ __all__ = [
     "Result",
     "RoundRobin",
     "Selector",
+    "UpdatePolicy",
     "WeightedRandom",
     "WeightedRandomBalancer",
     "WeightedRoundRobin",

@@ -10,10 +10,13 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# What is waited for, and what it comes of.
+Waited = dict["Future[Any]", Coroutine[Any, Any, Any]]
 
 # For a loop to end its tasks, when it is closed.
 PATIENCE = 5.0
@@ -42,6 +45,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: weakref.finalize[..., LoopThread] | None = None
         self._is_closed = False
+        self._waited: Waited = {}
 
     @property
     def is_current(self) -> bool:
@@ -57,10 +61,15 @@ class LoopThread:
             Closed.
         """
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+            with self._lock:
+                future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
+                self._waited[future] = coroutine
         except RuntimeError:
             coroutine.close()
             raise
+        waited = self._waited
+        future.add_done_callback(lambda future: waited.pop(future, None))
+        return future
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Have a coroutine run there, and wait for what comes of it.
@@ -78,6 +87,10 @@ class LoopThread:
         future = self.submit(coroutine)
         try:
             return future.result(timeout)
+        except CancelledError:
+            if self._is_closed:
+                raise RuntimeError(f"{self._name} is closed") from None
+            raise
         except BaseException:
             future.cancel()  # nobody waits any more: a timeout, or Ctrl-C
             raise
@@ -97,38 +110,47 @@ class LoopThread:
             stop()
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._is_closed:
-                raise RuntimeError(f"{self._name} is closed")
-            if self._loop is None or self._thread is None or not self._thread.is_alive():
-                if self._stop is not None:  # in a child process: the thread is not alive
-                    self._stop.detach()
-                    _left_behind.append(self._loop)
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run, args=(self._loop,), name=self._name, daemon=True
-                )
-                self._stop = weakref.finalize(self, _end, self._loop, self._thread)
-                self._thread.start()
-            return self._loop
+        """Return the loop, which runs from now on. Called with the lock held."""
+        if self._is_closed:
+            raise RuntimeError(f"{self._name} is closed")
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            if self._stop is not None:  # in a child process: the thread is not alive
+                self._stop.detach()
+                _left_behind.append(self._loop)
+            self._loop = asyncio.new_event_loop()
+            self._waited = {}
+            self._thread = threading.Thread(
+                target=_run, args=(self._loop, self._waited), name=self._name, daemon=True
+            )
+            self._stop = weakref.finalize(self, _end, self._loop, self._thread)
+            self._thread.start()
+        return self._loop
 
     def renew_lock(self) -> None:
         """In the child of a fork: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _run(loop: asyncio.AbstractEventLoop, waited: Waited) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
     finally:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(_gathered(tasks))
         loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
+        # What came too late to be begun.
+        for future, coroutine in list(waited.items()):
+            future.cancel()
+            coroutine.close()
+
+
+async def _gathered(tasks: set[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

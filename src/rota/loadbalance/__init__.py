@@ -3,8 +3,10 @@
 from rota.loadbalance.attempts import attempts
 from rota.loadbalance.caching import CachingBalancer
 from rota.loadbalance.consistent import ConsistentHashBalancer, ConsistentHashOptions
+from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory, dump
 from rota.loadbalance.following import FollowingBalancer
 from rota.loadbalance.interface import LivePicker, LoadBalancer, Picker, Rebalancer
+from rota.loadbalance.services import ServiceBalancer
 from rota.loadbalance.weighted import (
     InterleavedWeightedRoundRobinBalancer,
     WeightedBalancer,
@@ -14,6 +16,8 @@ from rota.loadbalance.weighted import (
 from rota.loadbalance.wiring import connect
 
 __all__ = [
+    "AsyncBalancerFactory",
+    "BalancerFactory",
     "CachingBalancer",
     "ConsistentHashBalancer",
     "ConsistentHashOptions",
@@ -23,9 +27,11 @@ __all__ = [
     "LoadBalancer",
     "Picker",
     "Rebalancer",
+    "ServiceBalancer",
     "WeightedBalancer",
     "WeightedRandomBalancer",
     "WeightedRoundRobinBalancer",
     "attempts",
     "connect",
+    "dump",
 ]

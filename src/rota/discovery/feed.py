@@ -1,0 +1,192 @@
+"""One target, followed: from what a resolver says of it to changes that are safe to make."""
+
+import asyncio
+import inspect
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from rota.background import in_thread
+from rota.discovery.resolver import Resolver
+from rota.discovery.result import Change, Result
+from rota.discovery.stabilizer import Stabilizer, UpdatePolicy
+
+logger = logging.getLogger(__name__)
+
+# Of an interval, on both sides: clients that started together do not ask together for ever.
+JITTER = 0.1
+
+LEAST_PAUSE = 0.1  # seconds before a watch that broke is begun anew; doubled each time
+
+
+async def resolve(resolver: Resolver, desc: str) -> Result:
+    """Return what a resolver says now, whether it blocks or is awaited.
+
+    Raises
+    ------
+    TypeError
+        It gave no Result.
+    """
+    found: Any
+    if inspect.iscoroutinefunction(resolver.resolve):
+        found = await resolver.resolve(desc)
+    else:
+        found = await in_thread(resolver.resolve, desc)
+        if inspect.isawaitable(found):
+            found = await found
+    if not isinstance(found, Result):
+        raise TypeError(f"{resolver.name} must resolve to a Result, got {found!r}")
+    return found
+
+
+class Feed:
+    """Follows one target on an event loop, where all of this is called.
+
+    Parameters
+    ----------
+    resolver : Resolver
+        Watched where it has a `watch`; else asked again and again.
+    desc : str
+        The description of the target.
+    first : Result
+        What it was resolved to.
+    policy : UpdatePolicy
+    refresh : float
+        Seconds between two looks, 10 % more or less at random.
+    on_change : callable (Change) -> None
+        Makes a change. Where it fails the change is made, together with what has come since,
+        when discovery speaks next, and after `refresh` seconds at the latest.
+
+    Attributes
+    ----------
+    result : Result
+        What is believed, under the key that pickers are cached by: the resolver's name and
+        the key it gave. The last change has led there.
+    confirmed : float
+        When discovery has spoken last, by `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        desc: str,
+        first: Result,
+        policy: UpdatePolicy,
+        refresh: float,
+        on_change: Callable[[Change], object],
+    ) -> None:
+        self.result = self._named(resolver, first)
+        self.confirmed = time.monotonic()
+        self._resolver = resolver
+        self._desc = desc
+        self._refresh = refresh
+        self._on_change = on_change
+        self._stabilizer = Stabilizer(first, policy)
+        self._wanted = self.result  # what `result` is to become
+        self._said = first
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_lost = False
+
+    async def run(self) -> None:
+        """Follow the target until cancelled."""
+        try:
+            if callable(getattr(self._resolver, "watch", None)):
+                await self._watch()
+            else:
+                await self._poll()
+        finally:
+            self._set_timer(None)
+
+    async def refresh(self) -> None:
+        """Ask now, and make what has changed, as far as it is believed."""
+        self._hear(await resolve(self._resolver, self._desc))
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(_jittered(self._refresh))
+            try:
+                await self.refresh()
+            except Exception as error:
+                self._lose(error)
+
+    async def _watch(self) -> None:
+        resolver: Any = self._resolver
+        pause = LEAST_PAUSE
+        while True:
+            error: Exception = RuntimeError("the watch has ended")
+            try:
+                async with aclosing(resolver.watch(self._desc)) as results:
+                    async for said in results:
+                        self._hear(said)
+                        pause = LEAST_PAUSE
+            except Exception as raised:
+                error = raised
+            self._lose(error)
+            await asyncio.sleep(_jittered(min(pause, self._refresh)))
+            pause *= 2
+
+    def _hear(self, said: Result) -> None:
+        if not isinstance(said, Result):
+            raise TypeError(f"{self._resolver.name} must give Results, got {said!r}")
+        self.confirmed = time.monotonic()
+        if self._is_lost:
+            self._is_lost = False
+            logger.info("%s: %s is found again", self._resolver.name, self._desc)
+        if said is not self._said:
+            self._said = said
+            self._stabilizer.offer(said, asyncio.get_running_loop().time())
+        self._settle()
+
+    def _lose(self, error: Exception) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            n = len(self.result.instances)
+            logger.warning(
+                "%s: %s cannot be found, its %d instances are kept: %s: %s",
+                self._resolver.name, self._desc, n, type(error).__name__, error,
+            )  # fmt: skip
+
+    def _settle(self) -> None:
+        """Make what is believed by now, and see to it that the rest is looked at in time."""
+        now = asyncio.get_running_loop().time()
+        believed = self._stabilizer.release(now)
+        if believed is not None:
+            self._wanted = self._named(self._resolver, believed)
+        due = self._stabilizer.due()
+        if self._wanted is not self.result and not self._make(self._wanted):
+            retry = now + self._refresh
+            due = retry if due is None else min(due, retry)
+        self._set_timer(due)
+
+    def _make(self, wanted: Result) -> bool:
+        try:
+            change = self._resolver.diff(wanted.cache_key, self.result, wanted)
+            if not change and self.result.cache_key == wanted.cache_key:
+                # The list of before stays, for changes to begin with what the picker was told.
+                self._wanted = self.result
+                return True
+            self._on_change(change)
+        except Exception:
+            logger.exception("%s: a change of %s failed", self._resolver.name, self._desc)
+            return False
+        self.result = wanted
+        return True
+
+    def _set_timer(self, due: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._settle)
+
+    @staticmethod
+    def _named(resolver: Resolver, result: Result) -> Result:
+        key = f"{resolver.name}:{result.cache_key}"
+        return Result(result.cacheable, key, result.instances)
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)

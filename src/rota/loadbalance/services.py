@@ -1,0 +1,331 @@
+"""The services that a factory follows: the same on a thread of its own and on the caller's loop.
+
+All of `Services` runs on one event loop. Each service has a feed, which runs for as long as it
+is used or held: what somebody holds is a `ServiceBalancer`, and it is known here by a weak
+reference only.
+"""
+
+import asyncio
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rota.background import LoopThread
+from rota.discovery import Change, Instance, Result
+from rota.discovery.feed import Feed, resolve
+from rota.discovery.resolver import Resolver
+from rota.discovery.stabilizer import UpdatePolicy
+from rota.events import DISCOVERY_CHANGE, DISCOVERY_DELETE, Event, EventBus, EventQueue
+from rota.loadbalance.interface import LoadBalancer, Picker, Rebalancer
+
+logger = logging.getLogger(__name__)
+
+Hook = Callable[[Change], object]
+GetPicker = Callable[[Result], Picker[Instance]]
+
+
+class ServiceBalancer:
+    """A service that is followed: ask it for the picker of now, for each request.
+
+    While it is held the service is followed. Made by the `get` of a factory.
+
+    Attributes
+    ----------
+    target : str
+        The description that the resolver made of the endpoint.
+    """
+
+    __slots__ = ("__weakref__", "_get_picker", "_service", "life", "target")
+
+    def __init__(self, target: str, service: "Service", life: object) -> None:
+        self.target = target
+        self._service = service
+        self.life = life  # what keeps the loop running
+        self._get_picker: GetPicker = service.balancer.get_picker
+
+    def get_picker(self) -> Picker[Instance]:
+        """Return the picker over the instances of now. O(1) where the balancer keeps it.
+
+        Raises
+        ------
+        RuntimeError
+            The factory is closed.
+        """
+        service = self._service
+        service.is_used = True
+        return self._get_picker(service.feed.result)
+
+    @property
+    def result(self) -> Result:
+        """What is believed of the service."""
+        return self._service.feed.result
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The instances that are believed to be there."""
+        return self._service.feed.result.instances
+
+    @property
+    def age(self) -> float:
+        """Seconds since discovery has spoken last: how stale `result` may be."""
+        return max(0.0, time.monotonic() - self._service.feed.confirmed)
+
+    def __repr__(self) -> str:
+        return f"ServiceBalancer({self.target!r}, {len(self.instances)} instances)"
+
+    def use(self) -> None:
+        """Keep the service from being forgotten for a while."""
+        self._service.is_used = True
+
+    def go_by(self, get_picker: "GetPicker") -> None:
+        """Have another give the pickers."""
+        self._get_picker = get_picker
+
+
+class Service:
+    """A service that is followed, as its factory sees it."""
+
+    __slots__ = ("balancer", "feed", "holder", "is_used", "task")
+
+    def __init__(self, balancer: LoadBalancer, feed: Feed) -> None:
+        self.balancer = balancer
+        self.feed = feed
+        self.task: asyncio.Task[None] | None = None
+        self.is_used = True
+        self.holder: Callable[[], ServiceBalancer | None] = _nobody
+
+
+def _nobody() -> None:
+    return None
+
+
+def _refuse(target: str, result: Result) -> Picker[Instance]:
+    raise RuntimeError(f"the factory of {target!r} is closed")
+
+
+class Held(dict[str, ServiceBalancer]):
+    """What a factory itself holds: the services used of late."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Services:
+    """Opens, follows and closes services.
+
+    Parameters
+    ----------
+    resolver : Resolver
+    balancer : LoadBalancer
+    refresh, expire : float
+        Seconds.
+    updates : UpdatePolicy
+    bus : EventBus or None
+    held : Held
+        Taken from what has not been used for an interval of `expire`, and known by a weak
+        reference.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        balancer: LoadBalancer,
+        refresh: float,
+        expire: float,
+        updates: UpdatePolicy,
+        bus: EventBus | None,
+        held: Held,
+    ) -> None:
+        self.resolver = resolver
+        self.balancer = balancer
+        self.events = EventQueue()
+        self.rebalance_hooks: tuple[Hook, ...] = ()
+        self.delete_hooks: tuple[Hook, ...] = ()
+        self._rebalancer = balancer if isinstance(balancer, Rebalancer) else None
+        self._refresh = refresh
+        self._expire = expire
+        self._updates = updates
+        self._bus = bus
+        self._held = weakref.ref(held)
+        self._services: dict[str, Service] = {}
+        self._flights: dict[str, asyncio.Task[Service]] = {}
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> "asyncio.Task[None]":
+        """Look after what is used no more, until cancelled: then all is closed."""
+        if self._keeper is None or self._keeper.done():
+            # A task that never began runs none of its own code when it is cancelled.
+            loop = asyncio.get_running_loop()
+            self._keeper = loop.create_task(self._keep())
+            self._keeper.add_done_callback(lambda task: self._close_all())
+            for service in self._services.values():
+                if service.task is None:
+                    service.task = loop.create_task(service.feed.run())
+        return self._keeper
+
+    async def get(self, target: str, life: object) -> ServiceBalancer:
+        """Return who holds the service; it is resolved once, whoever asks meanwhile."""
+        self.start()
+        service = self._services.get(target)
+        if service is None:
+            flight = self._flights.get(target)
+            if flight is None:
+                flight = asyncio.get_running_loop().create_task(self._open(target))
+                self._flights[target] = flight
+                flight.add_done_callback(lambda flight: self._land(target, flight))
+            # Who gives up waiting leaves it to the others.
+            service = await asyncio.shield(flight)
+        service.is_used = True
+        holder = service.holder()
+        if holder is None:
+            holder = ServiceBalancer(target, service, life)
+            service.holder = weakref.ref(holder)
+        held = self._held()
+        if held is not None:
+            held[target] = holder
+        return holder
+
+    async def refresh(self, target: str | None) -> None:
+        """Resolve one or all of the services again, now."""
+        if target is not None:
+            service = self._services.get(target)
+            if service is None:
+                raise LookupError(f"endpoint must be of a service that is followed, got {target!r}")
+            await service.feed.refresh()
+            return
+        feeds = [service.feed for service in self._services.values()]
+        answers = await asyncio.gather(*(feed.refresh() for feed in feeds), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+
+    def results(self) -> dict[str, tuple[Result, float]]:
+        """Return what is believed of each service, and when that was confirmed. Any thread."""
+        services = list(self._services.items())
+        return {target: (each.feed.result, each.feed.confirmed) for target, each in services}
+
+    def resume(self) -> None:
+        """Stand still, and go on when asked for something: in the child of a fork."""
+        self._flights.clear()
+        self._keeper = None
+        held = self._held()
+        if held is not None:
+            held.clear()  # whoever asks gets in touch with the loop
+        for target, service in self._services.items():
+            service.feed = self._feed(target, service.feed.result)
+            service.task = None
+            holder = service.holder()
+            if holder is not None:
+                holder.go_by(partial(self._wake, weakref.ref(holder)))
+
+    def _wake(self, reference: "weakref.ref[ServiceBalancer]", result: Result) -> Picker[Instance]:
+        holder = reference()
+        if holder is not None:
+            holder.go_by(self.balancer.get_picker)
+            if isinstance(holder.life, LoopThread):
+                holder.life.submit(self._begin())
+        return self.balancer.get_picker(result)
+
+    async def _begin(self) -> None:
+        self.start()
+
+    async def close(self) -> None:
+        """Close all; returns when everything has ended."""
+        tasks = [each.task for each in self._services.values() if each.task is not None]
+        if self._keeper is not None:
+            self._keeper.cancel()
+            tasks.append(self._keeper)
+        await asyncio.gather(*tasks, *self._flights.values(), return_exceptions=True)
+
+    async def _open(self, target: str) -> Service:
+        service = Service(self.balancer, self._feed(target, await resolve(self.resolver, target)))
+        service.task = asyncio.get_running_loop().create_task(service.feed.run())
+        self._services[target] = service
+        return service
+
+    def _feed(self, target: str, first: Result) -> Feed:
+        return Feed(self.resolver, target, first, self._updates, self._refresh, self._rebalance)
+
+    def _land(self, target: str, flight: "asyncio.Task[Service]") -> None:
+        self._flights.pop(target, None)
+        if not flight.cancelled():
+            flight.exception()  # seen, also where nobody waits any more
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._expire)
+            held = self._held()
+            for target, service in list(self._services.items()):
+                if service.is_used:
+                    service.is_used = False
+                    continue
+                if held is not None:
+                    held.pop(target, None)
+                if service.holder() is None:
+                    self._close(target)
+            del held
+
+    def _close_all(self) -> None:
+        for flight in self._flights.values():
+            flight.cancel()
+        for target in list(self._services):
+            self._close(target)
+
+    def _close(self, target: str) -> None:
+        service = self._services.pop(target)
+        if service.task is not None:
+            service.task.cancel()
+        holder = service.holder()
+        if holder is not None:
+            holder.go_by(partial(_refuse, target))
+        result = service.feed.result
+        gone = Result(result.cacheable, result.cache_key)
+        self._delete(Change(gone, removed=result.instances, previous=result))
+
+    def _rebalance(self, change: Change) -> None:
+        for hook in self.rebalance_hooks:
+            _call(hook, change)
+        if self._rebalancer is not None:
+            self._rebalancer.rebalance(change)
+        self._tell(DISCOVERY_CHANGE, change)
+
+    def _delete(self, change: Change) -> None:
+        for hook in self.delete_hooks:
+            _call(hook, change)
+        if self._rebalancer is not None:
+            try:
+                self._rebalancer.delete(change)
+            except Exception:
+                logger.exception("%s failed to delete", self.balancer.name)
+        self._tell(DISCOVERY_DELETE, change)
+
+    def _tell(self, name: str, change: Change) -> None:
+        key = change.result.cache_key
+        kinds: dict[str, Any] = {
+            kind: [described(instance) for instance in getattr(change, kind)]
+            for kind in ("added", "updated", "removed")
+        }
+        # Not the change itself: the queue would keep hundreds of lists alive.
+        self.events.push(Event(name, detail=key, extra={"key": key, **kinds}))
+        if self._bus is not None:
+            self._bus.dispatch(Event(name, detail=key, extra=change))
+
+
+def described(instance: Instance) -> dict[str, Any]:
+    """Return an instance as dumps show it, as Kitex's."""
+    return {"address": f"{instance.network}://{instance.address}", "weight": instance.weight}
+
+
+def _call(hook: Hook, change: Change) -> None:
+    try:
+        hook(change)
+    except Exception:
+        logger.exception("%r failed on a change of %r", hook, change.result.cache_key)
+
+
+def without(hooks: tuple[Hook, ...], hook: Hook) -> tuple[Hook, ...]:
+    """Return the hooks but for one time that `hook` is among them."""
+    k = hooks.index(hook)
+    return hooks[:k] + hooks[k + 1 :]
