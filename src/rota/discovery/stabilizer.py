@@ -113,18 +113,17 @@ class Stabilizer:
             dues.append(self._next_step)
         if not self._is_empty_believed and self._empty_since is not None:
             dues.append(self._empty_since + self._policy.empty_grace)
-        due = min(dues, default=math.inf)
+        due = max(self._quiet_from, min(dues, default=math.inf))
         return None if due == math.inf else due
 
     def release(self, now: float) -> Result | None:
         """Return what is to be believed from now on; None: nothing new. O(n)."""
+        if now < self._quiet_from:
+            return None
         if self._empty_since is not None and now >= self._empty_since + self._policy.empty_grace:
             self._is_empty_believed = True
         wanted = self._wanted
-        if wanted is self._considered:
-            if not self._n_kept or now < self._next_step:
-                return None
-        elif now < self._quiet_from:
+        if wanted is self._considered and not (self._n_kept and now >= self._next_step):
             return None
         kept = self._kept(wanted, now)
         self._considered = self._believed = wanted
