@@ -1,6 +1,7 @@
 """From a name to a live picker: Kitex's lbcache, on threads and on asyncio."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -543,7 +544,7 @@ def test_bursts_are_gathered():
         await asyncio.sleep(1)
         for k in range(1000):
             source.push("users", "a", f"b{k}")
-            await asyncio.sleep(0.0001)
+            await asyncio.sleep(0.00015)
         await asyncio.sleep(1)
         assert addresses(users) == ["a", "b999"]
         assert len(balancer.told) == 3  # the first, and two for 0.1 s each
@@ -871,8 +872,7 @@ def test_calls_and_the_end_at_once():
             try:
                 answers.append(factory.get("users", 30))
             except RuntimeError as error:
-                assert "closed" in str(error)
-                answers.append(None)
+                answers.append("closed" in str(error))
 
         threads = [threading.Thread(target=call) for _ in range(8)]
         for thread in threads:
@@ -881,6 +881,7 @@ def test_calls_and_the_end_at_once():
         for thread in threads:
             thread.join(60)
         assert len(answers) == 8
+        assert all(answers)
 
 
 def n_open_files():
@@ -913,15 +914,15 @@ def test_neither_closed_nor_forgotten_factories_leave_anything():
 def test_what_is_held_keeps_following_without_its_factory():
     source = Source()
     source.put("users", "a")
-    users = BalancerFactory(
-        source, WeightedRoundRobinBalancer(), refresh=0.01, updates=AT_ONCE
-    ).get("users")
+    factory = BalancerFactory(source, WeightedRoundRobinBalancer(), refresh=0.01, updates=AT_ONCE)
+    users = [factory.get("users")]
+    del factory
     gc.collect()
     source.put("users", "b")
-    until(lambda: picked(users) == {"b"})
+    until(lambda: picked(users[0]) == {"b"})
     before = {thread.name for thread in threading.enumerate()}
     assert "rota-discovery" in before
-    del users
+    users.clear()
     until(lambda: "rota-discovery" not in {thread.name for thread in threading.enumerate()})
 
 
@@ -940,8 +941,11 @@ def test_a_loop_that_ends_takes_all_with_it():
     assert balancer.pickers == {}
     with pytest.raises(RuntimeError, match="closed"):
         users.get_picker()
-    # And there may be another.
-    assert picked((asyncio.run(factory.get("users")) and users) or users, 0) == set()
+
+    async def again():
+        return picked(await factory.get("users"))
+
+    assert asyncio.run(again()) == {"a"}  # there may be another loop after it
 
 
 def test_one_factory_is_of_one_loop():
@@ -1035,10 +1039,8 @@ def test_a_hook_may_ask_for_what_is_there_and_close():
 
     factory.add_rebalance_hook(hook)
     source.put("users", "b")
-    try:
+    with contextlib.suppress(RuntimeError):  # closed in the middle of it
         factory.refresh("users")
-    except RuntimeError as error:
-        assert "closed" in str(error)  # noqa: PT017
     until(lambda: len(said) == 3)
     assert said == [users, "rota-discovery would wait for itself", "closed"]
     until(lambda: "rota-discovery" not in {thread.name for thread in threading.enumerate()})
