@@ -1,7 +1,25 @@
-"""Which copies a service has: instances, results, what changes, and where they are kept."""
+"""Which copies a service has: instances, results, what changes, and where they are found.
 
+`rota.discovery.dns`, which needs dnspython, is imported by itself.
+"""
+
+from rota.discovery.file import FileRegistry, FileResolver
 from rota.discovery.instance import Instance
 from rota.discovery.memory import MemoryRegistry
+from rota.discovery.resolver import Resolver, SynthesizedResolver, WatchingResolver
 from rota.discovery.result import Change, Result, diff
+from rota.discovery.static import StaticResolver
 
-__all__ = ["Change", "Instance", "MemoryRegistry", "Result", "diff"]
+__all__ = [
+    "Change",
+    "FileRegistry",
+    "FileResolver",
+    "Instance",
+    "MemoryRegistry",
+    "Resolver",
+    "Result",
+    "StaticResolver",
+    "SynthesizedResolver",
+    "WatchingResolver",
+    "diff",
+]
