@@ -1,18 +1,23 @@
-"""Discovery inside one process: no server, no file, changes pushed on the event bus."""
+"""Discovery inside one process: no server, no file, changes pushed."""
 
 import threading
+from collections.abc import AsyncGenerator
+from typing import Any
 
 from rota.discovery.instance import Instance
+from rota.discovery.resolver import numbered, service_of
 from rota.discovery.result import Change, Result, diff
+from rota.discovery.watching import FRESH, Bells
 from rota.events import DISCOVERY_CHANGE, DISCOVERY_DELETE, Event, EventBus
 
 
 class MemoryRegistry:
-    """Services and their copies in a dictionary; every change goes out on `bus`.
+    """Services and their copies in a dictionary; every change goes out on `bus`, and to watches.
 
     Parameters
     ----------
-    bus : EventBus
+    bus : EventBus or None
+        None: there are only watches.
 
     Notes
     -----
@@ -20,15 +25,28 @@ class MemoryRegistry:
     order in which they were made.
     """
 
-    name = "memory"
-
-    def __init__(self, bus: EventBus) -> None:
+    def __init__(self, bus: EventBus | None = None) -> None:
         self._bus = bus
+        self._name = numbered("memory")
+        self._bells = Bells()
         self._lock = threading.Lock()
         self._services: dict[str, dict[str, Instance]] = {}
         # What a service was resolved to is what its next change is compared with: balancers
         # know by that object that they have missed nothing.
         self._results: dict[str, Result] = {}
+
+    @property
+    def name(self) -> str:
+        """The registry's name, which no other has."""
+        return self._name
+
+    def target(self, endpoint: Any) -> str:
+        """Return the service of an endpoint: "name", or "discovery:///name"."""
+        return service_of(endpoint)
+
+    def diff(self, cache_key: str, prev: Result, next: Result) -> Change:
+        """Return what changed from `prev` to `next`."""
+        return diff(cache_key, prev, next)
 
     def publish(self, service: str, *instances: Instance) -> Change:
         """Add copies of a service, or replace those of the same address; O(copies)."""
@@ -59,7 +77,25 @@ class MemoryRegistry:
             if known is not None:
                 change = Change(Result(True, service), removed=tuple(known.values()))
                 self._results.pop(service, None)
-                self._bus.dispatch(Event(DISCOVERY_DELETE, detail=service, extra=change))
+                self._tell(DISCOVERY_DELETE, change)
+
+    async def watch(self, service: str) -> AsyncGenerator[Result, None]:
+        """Go through the copies of a service: now, and after each change.
+
+        Of several changes in a row maybe only the last is seen. Every few seconds without one
+        the same object again. A service that was deleted, or is not known, has no copies.
+        """
+        bell = self._bells.hang(service)
+        try:
+            last = self.resolve(service)
+            while True:
+                yield last
+                await bell.wait(FRESH)
+                result = self.resolve(service)
+                if result is not last and result.instances != last.instances:
+                    last = result
+        finally:
+            self._bells.take(service, bell)
 
     def _result(self, service: str) -> Result:
         return self._results.get(service) or Result(True, service)
@@ -71,5 +107,11 @@ class MemoryRegistry:
         self._services[service] = copies
         self._results[service] = now
         if change:
-            self._bus.dispatch(Event(DISCOVERY_CHANGE, detail=service, extra=change))
+            self._tell(DISCOVERY_CHANGE, change)
         return change
+
+    def _tell(self, what: str, change: Change) -> None:
+        service = change.result.cache_key
+        if self._bus is not None:
+            self._bus.dispatch(Event(what, detail=service, extra=change))
+        self._bells.ring((service,))

@@ -3,12 +3,17 @@
 They are protocols: a class of the user's own with these methods works wherever rota's do.
 """
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 from rota.discovery.result import Change, Result, diff
 
 SCHEME = "discovery:///"
+
+_numbers = count(1)
+_numbers_lock = threading.Lock()
 
 
 @runtime_checkable
@@ -71,6 +76,12 @@ def service_of(endpoint: Any) -> str:
     return service
 
 
+def numbered(kind: str) -> str:
+    """Return a name that no other resolver of this process has, or has had."""
+    with _numbers_lock:
+        return f"{kind}-{next(_numbers)}"
+
+
 class SynthesizedResolver:
     """A resolver of four callables, as Kitex's.
 
@@ -108,13 +119,12 @@ class SynthesizedResolver:
         self._resolve = resolve
         self._target = target
         self._diff = diff
-        self._name = name
+        # Not of its id(): that of one who is gone is soon another's.
+        self._name = numbered("synthesized") if name is None else name
 
     @property
     def name(self) -> str:
         """The resolver's name."""
-        if self._name is None:
-            return f"synthesized-{id(self):x}"
         return self._name if isinstance(self._name, str) else self._name()
 
     def target(self, endpoint: Any) -> str:
