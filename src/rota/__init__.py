@@ -34,6 +34,7 @@ from rota.pickers import (
     WeightedRandom,
     WeightedRoundRobin,
 )
+from rota.retry import RetryBudget, RetryPolicy, call, call_async
 from rota.ring import moved
 from rota.selector import NoAvailableInstance, Selector
 
@@ -62,6 +63,8 @@ __all__ = [
     "Picker",
     "Rebalancer",
     "Result",
+    "RetryBudget",
+    "RetryPolicy",
     "RoundRobin",
     "Selector",
     "WeightedRandom",
@@ -69,6 +72,8 @@ __all__ = [
     "WeightedRoundRobin",
     "WeightedRoundRobinBalancer",
     "attempts",
+    "call",
+    "call_async",
     "connect",
     "diff",
     "get_include",
