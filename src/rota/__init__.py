@@ -36,6 +36,7 @@ from rota.pickers import (
     WeightedRandom,
     WeightedRoundRobin,
 )
+from rota.retry import RetryBudget, RetryPolicy, call, call_async
 from rota.ring import moved
 from rota.selector import NoAvailableInstance, Selector
 
@@ -66,6 +67,8 @@ __all__ = [
     "Picker",
     "Rebalancer",
     "Result",
+    "RetryBudget",
+    "RetryPolicy",
     "RoundRobin",
     "Selector",
     "UpdatePolicy",
@@ -74,6 +77,8 @@ __all__ = [
     "WeightedRoundRobin",
     "WeightedRoundRobinBalancer",
     "attempts",
+    "call",
+    "call_async",
     "connect",
     "diff",
     "get_include",

@@ -137,10 +137,10 @@ def http_status_of(error: object) -> int | None:
     status: a `code` may be anything.
     """
     for name in ("status", "status_code", "code"):
-        status = _as_status(_read(error, name))
+        status = _as_status(read(error, name))
         if status is not None:
             return status
-    return _as_status(_read(_read(error, "response"), "status_code"))
+    return _as_status(read(read(error, "response"), "status_code"))
 
 
 def rpc_status_of(error: object) -> str | None:
@@ -150,10 +150,10 @@ def rpc_status_of(error: object) -> str | None:
     `code` or `status`.
     """
     for key in ("code", "status"):
-        status = _read(error, key)
+        status = read(error, key)
         if key == "code" and callable(status):
             status = _guarded(status)
-        name = _read(status, "name")
+        name = read(status, "name")
         if type(name) is str and name in _RPC_OUTCOMES:
             return name
     return None
@@ -189,12 +189,12 @@ def levels(error: object) -> Iterator[list[object]]:
 
 def _wrapped_by(error: object) -> list[object]:
     found: list[object] = []
-    members = _read(error, "exceptions")
+    members = read(error, "exceptions")
     if type(members) in (tuple, list):
         found += members[:MOST_ERRORS]
-    cause = _read(error, "__cause__")
-    if cause is None and _read(error, "__suppress_context__") is not True:
-        cause = _read(error, "__context__")
+    cause = read(error, "__cause__")
+    if cause is None and read(error, "__suppress_context__") is not True:
+        cause = read(error, "__context__")
     if cause is not None:
         found.append(cause)
     return found
@@ -207,7 +207,8 @@ def _as_status(value: Any) -> int | None:
     return number if 300 <= number < 600 else None
 
 
-def _read(owner: object, name: str) -> Any:
+def read(owner: object, name: str) -> Any:
+    """Return an attribute, None where there is none or where reading it raises."""
     return _guarded(getattr, owner, name, None)
 
 

@@ -1,24 +1,25 @@
 """The clients of the demo: threads that send real requests, and count what became of them."""
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 
 import urllib3
 
 from rota.discovery import Instance
-from rota.loadbalance import Picker, attempts
+from rota.loadbalance import Picker
+from rota.retry import RetryPolicy, call
+from rota.selector import NoAvailableInstance
 
 PHASES = BEFORE, DURING, AFTER = "before", "during", "after"
 
 CLIENTS = 8
-MOST_ATTEMPTS = 6  # for one request, in all its rounds
-MOST_ROUNDS = 6
-PAUSE = 0.02  # seconds between two rounds
 TIMEOUT = urllib3.Timeout(connect=5, read=10)
+
+# As often as Kitex tries to connect; after any failure, since a request may be made twice here;
+# without a budget, since none may be lost however many meet the server that was killed.
+POLICY = RetryPolicy(max_attempts=6, retry_on=urllib3.exceptions.HTTPError, budget=None)
 
 
 class Tickets:
@@ -169,27 +170,22 @@ class Client:
         return self._tally
 
     def _send(self, first_picks: Counter[str]) -> None:
-        for n_failed, instance in enumerate(islice(self._candidates(), MOST_ATTEMPTS)):
+        n_failed = 0
+
+        def send(instance: Instance) -> None:
+            nonlocal n_failed
             if n_failed == 0:
                 first_picks[instance.address] += 1
             elif n_failed == 1:
                 self._tally.retried += 1
-            if self._answers(instance.address):
-                return
-            self._on_failure()
-        self._tally.lost += 1
+            try:
+                self._connections.get(instance.address)
+            except urllib3.exceptions.HTTPError:
+                n_failed += 1
+                self._on_failure()
+                raise
 
-    def _candidates(self) -> Iterator[Instance]:
-        """Yield the instances to try for one request, in rounds of distinct ones."""
-        for _ in range(MOST_ROUNDS):
-            yield from attempts(self._get_picker())
-            # Nobody answered. Discovery may know better soon: then ask for the picker again.
-            time.sleep(PAUSE)
-
-    def _answers(self, address: str) -> bool:
-        """Return whether the server at `address` answered 200."""
         try:
-            self._connections.get(address)
-        except urllib3.exceptions.HTTPError:
-            return False
-        return True
+            call(self._get_picker, send, POLICY)
+        except (urllib3.exceptions.HTTPError, NoAvailableInstance):
+            self._tally.lost += 1

@@ -1,0 +1,22 @@
+"""Calls that are tried again, on another instance, where that is safe.
+
+`call` and `call_async` make one logical call of as many attempts as it takes; a `RetryPolicy`
+says how many, and which errors may be followed by another; a `RetryBudget` keeps the retries of
+a client a fraction of its calls.
+"""
+
+from rota.retry.budget import RetryBudget
+from rota.retry.calling import call, call_async
+from rota.retry.course import DeadlineExceeded
+from rota.retry.policy import RetryPolicy
+from rota.retry.retryable import any_failure, connect_failure
+
+__all__ = [
+    "DeadlineExceeded",
+    "RetryBudget",
+    "RetryPolicy",
+    "any_failure",
+    "call",
+    "call_async",
+    "connect_failure",
+]

@@ -1,0 +1,182 @@
+"""One logical call, of as many attempts as it takes."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from inspect import isawaitable
+from types import CoroutineType
+from typing import Any, TypeVar
+
+from rota.loadbalance import Picker
+from rota.retry.candidates import Selecting, ask, candidates
+from rota.retry.course import Course, DeadlineExceeded, begin, check_time
+from rota.retry.policy import RetryPolicy
+from rota.selector.errors import NoAvailableInstance
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+def call(
+    source: Picker[T] | Selecting[T] | Callable[[], Picker[T] | Selecting[T]],
+    function: Callable[[T], R],
+    policy: RetryPolicy = DEFAULT_POLICY,
+    *,
+    ctx: object = None,
+    request: object = None,
+    filters: Sequence[Any] = (),
+    key: Any = None,
+) -> R:
+    """Call a function with an instance, and with another one where that fails; return its result.
+
+    Parameters
+    ----------
+    source : picker, selector, or callable () -> either
+        Where the instances come from. A callable is asked once for each round, so that a new
+        round is of the instances of then.
+    function : callable (instance) -> result
+        One attempt. It should send one request to the instance and to nobody else, since its
+        errors are taken for that instance's.
+    policy : RetryPolicy
+        The default retries what no server has seen, five times.
+    ctx, request
+        For a picker: handed to its `attempts`, or to `next`. By key it walks the replicas.
+    filters, key
+        For a selector, as for `Selector.select`.
+
+    Raises
+    ------
+    NoAvailableInstance
+        There was nobody to try.
+    DeadlineExceeded
+        The policy's deadline passed before there was somebody to try.
+    TypeError
+        An argument is of no use, or is for another kind of source; or `function` is a coroutine
+        function: these are for `call_async`.
+    Exception
+        What the last attempt raised, as it was; its `__context__` goes on to the errors of the
+        attempts before it.
+
+    Notes
+    -----
+    In a round every instance is tried once. When all have been tried the next round begins,
+    after a pause. A selector hears of each attempt how it ended, and so does a picker that goes
+    by load.
+
+    A deadline does not end an attempt that is under way: give the client that you call with a
+    timeout.
+    """
+    end = begin(function, policy)
+    course = None
+    try:
+        while True:
+            found = ask(source)
+            check_time(end, course)
+            for instance, done in candidates(found, ctx, request, filters, key, course is None):
+                try:
+                    result = function(instance)
+                except BaseException as error:  # noqa: PERF203
+                    done(err=error)
+                    course = course or Course(policy, end)
+                    if not course.goes_on(error):
+                        raise
+                else:
+                    done()
+                    if isinstance(result, CoroutineType):  # nobody has run it: it was no attempt
+                        result.close()
+                        raise TypeError(f"function must return a result, got {result!r}")
+                    return result
+            if course is None:
+                raise NoAvailableInstance(f"no instance is available: {found!r} gives none")
+            time.sleep(course.pause())
+    finally:
+        if course is not None:
+            course.forget()
+
+
+async def call_async(
+    source: Picker[T] | Selecting[T] | Callable[[], Any],
+    function: Callable[[T], Awaitable[R]],
+    policy: RetryPolicy = DEFAULT_POLICY,
+    *,
+    ctx: object = None,
+    request: object = None,
+    filters: Sequence[Any] = (),
+    key: Any = None,
+) -> R:
+    """Await a function of an instance, and of another one where that fails: `call` for asyncio.
+
+    A callable `source` may be a coroutine function too. What is different from `call`:
+
+    - At the deadline an attempt that is under way is cancelled, and awaited until it has ended;
+      its instance is reported to have failed, and DeadlineExceeded is raised, which is a
+      TimeoutError (and on Python 3.10 an asyncio.TimeoutError too). Under a deadline an attempt
+      runs as a task of its own: context variables that it sets are its own.
+    - Cancelled, it is not retried; the attempt is reported as cancelled.
+    """
+    end = begin(function, policy)
+    course = None
+    try:
+        while True:
+            found = ask(source)
+            if isawaitable(found):
+                found = await _until(end, found)
+            check_time(end, course)
+            for instance, done in candidates(found, ctx, request, filters, key, course is None):
+                try:
+                    result = await _until(end, function(instance))
+                except BaseException as error:  # noqa: PERF203
+                    done(err=error)
+                    course = course or Course(policy, end)
+                    if not course.goes_on(error):
+                        raise
+                else:
+                    done()
+                    return result
+            if course is None:
+                raise NoAvailableInstance(f"no instance is available: {found!r} gives none")
+            await asyncio.sleep(course.pause())
+    finally:
+        if course is not None:
+            course.forget()
+
+
+async def _until(end: float | None, awaitable: Awaitable[R]) -> R:
+    """Await something; at a moment of `time.monotonic` cancel it and raise DeadlineExceeded."""
+    if end is None:
+        return await awaitable
+    task = asyncio.ensure_future(awaitable)
+    try:
+        is_late = False
+        while not (task.done() or is_late):
+            left = end - time.monotonic()
+            is_late = left <= 0
+            if is_late:
+                task.cancel()
+            await _settled(task, None if is_late else left)
+        if is_late and task.cancelled():
+            raise DeadlineExceeded("the deadline of the call has passed")
+        return task.result()
+    finally:
+        del task  # it has the error, whose traceback has this frame
+
+
+async def _settled(task: "asyncio.Future[Any]", timeout: float | None) -> None:
+    """Wait until a task has ended, or for so many seconds; cancelled, end it first."""
+    try:
+        await asyncio.wait((task,), timeout=timeout)
+    except asyncio.CancelledError:
+        while not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):  # we are being cancelled already
+                await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()  # what it raised then is for nobody, and asyncio is not to complain
+        raise
+    except BaseException:  # we are being closed, and cannot wait
+        with suppress(RuntimeError):  # the loop may be closed as well
+            task.cancel()
+        raise
