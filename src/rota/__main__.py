@@ -36,6 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="for each balancer (default 10000)",
     )
+    demo.add_argument(
+        "--discovery",
+        choices=("file", "etcd"),
+        default="file",
+        help="where the servers are published and found (default file)",
+    )
+    demo.add_argument(
+        "--etcd",
+        metavar="URL",
+        nargs="+",
+        help="the endpoints of an etcd (default: one is started, where it is installed)",
+    )
     demo.add_argument("--seed", type=int, metavar="S", help="of rota's balancers")
     demo.add_argument(
         "--balancer",
@@ -49,26 +61,34 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.requests < LEAST_REQUESTS:
         demo.error(f"--requests must be at least {LEAST_REQUESTS}, got {options.requests}")
+    if options.etcd and options.discovery != "etcd":
+        demo.error("--etcd is for --discovery etcd")
     if options.seed is not None and not 0 <= options.seed < 2**64:
         demo.error(f"--seed must be in [0, 2**64), got {options.seed}")
     try:
+        from rota.demo.registries import Unavailable
         from rota.demo.run import run
-
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in THIRD_PARTY:
+            raise
+        print(f'The demo needs {missing}: pip install "rota[demo]"', file=sys.stderr)
+        return 2
+    try:
         return run(
             options.requests,
             options.seed,
             options.balancer,
             json_only=options.json,
             only=options.only,
+            discovery=options.discovery,
+            etcd=options.etcd,
         )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in THIRD_PARTY:
-            raise
-        print(f'The demo needs {missing}: pip install "rota[demo]"', file=sys.stderr)
+    except Unavailable as error:
+        print(f"The demo cannot run: {error}", file=sys.stderr)
         return 2
 
 

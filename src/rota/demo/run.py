@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rota.demo.registries import FILE, Registry, opened
 from rota.demo.report import Outcome, as_json, show
 from rota.demo.scenario import play
 from rota.demo.selector_report import SelectorOutcome, selectors_as_json, show_selectors
@@ -34,6 +35,8 @@ def run(
     *,
     json_only: bool,
     only: str | None = None,
+    discovery: str = FILE,
+    etcd: list[str] | None = None,
 ) -> int:
     """Play balancers and selectors, and print what came of each.
 
@@ -51,6 +54,10 @@ def run(
         Print one JSON document instead of tables.
     only : "balancers", "selector" or None
         The part to play; None: both.
+    discovery : "file" or "etcd"
+        Where the servers of the balancers are published and found.
+    etcd : list of str, or None
+        The endpoints of etcd; None: one is started.
 
     Returns
     -------
@@ -72,7 +79,10 @@ def run(
     # What a balancer prints is not to get into the JSON.
     with redirect_stdout(sys.stderr), progress:
         if only != SELECTOR:
-            outcomes = [_play(balancer, n_requests, progress) for balancer in balancers]
+            with opened(discovery, etcd) as registry:
+                outcomes = [
+                    _play(balancer, registry, n_requests, progress) for balancer in balancers
+                ]
         if only != BALANCERS:
             selectors = [
                 _play_selector("p2c", p2c(), progress, is_judged=True),
@@ -91,9 +101,11 @@ def run(
     return 0 if results["ok"] else 1
 
 
-def _play(balancer: LoadBalancer, n_requests: int, progress: Progress) -> Outcome:
+def _play(
+    balancer: LoadBalancer, registry: Registry, n_requests: int, progress: Progress
+) -> Outcome:
     task = progress.add_task(balancer.name, total=n_requests)
-    played = play(balancer, n_requests, lambda n: progress.update(task, completed=n))
+    played = play(balancer, registry, n_requests, lambda n: progress.update(task, completed=n))
     progress.stop_task(task)
     in_turn = type(balancer) in IN_TURN
     first_picks = played.tally.first_picks

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from rota.demo.fleet import Fleet
 from rota.demo.measure import Cost, measure
 from rota.demo.traffic import CLIENTS, Client, Tally, Tickets
-from rota.discovery import Instance, MemoryRegistry
-from rota.events import Event, EventBus
-from rota.loadbalance import LoadBalancer, Picker, Rebalancer, connect
+from rota.demo.registries import Registry
+from rota.discovery import Instance
+from rota.loadbalance import BalancerFactory, LoadBalancer, ServiceBalancer
 
 SERVICE = "demo"
 
@@ -24,6 +24,9 @@ ADDED = (3, 0.001)
 LAG = 0.05  # seconds from the first failure until discovery knows
 PATIENCE = 1.0  # seconds to wait for that failure: a balancer may never pick the dead server
 TICK = 0.1  # seconds between two reports of progress
+
+MOST_LAG = 60.0  # seconds until what was published is found: more is an error
+GLANCE = 0.005  # seconds between two looks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,41 +51,38 @@ class Played:
     cost: Cost
 
 
-def play(balancer: LoadBalancer, n_requests: int, report: Callable[[int], object]) -> Played:
+def play(
+    balancer: LoadBalancer,
+    registry: Registry,
+    n_requests: int,
+    report: Callable[[int], object],
+) -> Played:
     """Send `n_requests` through `balancer` to a fresh fleet; `report` gets the count so far.
 
-    When `during` begins one server is killed; once clients have met that, discovery
-    withdraws it, publishes a new server, and publishes one with another weight.
+    When `during` begins one server is killed; once clients have met that, it is withdrawn from
+    the registry, a new server is published, and one with another weight.
     """
-    bus = EventBus()
-    registry = MemoryRegistry(bus)
-    # A balancer that keeps no pickers need not be told of changes.
-    disconnect = connect(bus, balancer) if isinstance(balancer, Rebalancer) else None
-    try:
-        with Fleet() as fleet:
-            instances = fleet.start(*PLANS)
+    with Fleet() as fleet, BalancerFactory(registry.resolver, balancer) as factory:
+        instances = fleet.start(*PLANS)
+        try:
             registry.publish(SERVICE, *instances)
-            _settle(bus)
-            before = _weights(registry)
+            service = factory.get(SERVICE)
+            before = _found(service, instances)
             failed = threading.Event()
             tickets = Tickets(n_requests, lambda: fleet.kill(instances[KILLED].address))
-
-            def get_picker() -> Picker[Instance]:
-                return balancer.get_picker(registry.resolve(SERVICE))
-
             began = time.perf_counter()
             with ThreadPoolExecutor(CLIENTS) as executor:
                 try:
                     running = [
-                        executor.submit(Client(get_picker, failed.set).run, tickets)
+                        executor.submit(Client(service.get_picker, failed.set).run, tickets)
                         for _ in range(CLIENTS)
                     ]
                     while not tickets.during.wait(TICK):
                         report(tickets.n_taken)
                     if failed.wait(PATIENCE):
                         time.sleep(LAG)
-                    _change(registry, fleet, instances)
-                    _settle(bus)
+                    instances = _change(registry, fleet, instances)
+                    after = _found(service, instances)
                     tickets.open_after()
                     while wait(running, TICK).not_done:
                         report(tickets.n_taken)
@@ -90,26 +90,33 @@ def play(balancer: LoadBalancer, n_requests: int, report: Callable[[int], object
                     tickets.stop()
             seconds = time.perf_counter() - began
             tally = sum((future.result() for future in running), Tally())
-        report(n_requests)
-        cost = measure(get_picker())
-        return Played(before, _weights(registry), tally, seconds, cost)
-    finally:
-        registry.delete(SERVICE)
-        _settle(bus)
-        if disconnect is not None:
-            disconnect()
+            report(n_requests)
+            return Played(before, after, tally, seconds, measure(service.get_picker()))
+        finally:
+            for instance in instances:
+                registry.withdraw(SERVICE, instance.address)
 
 
-def _change(registry: MemoryRegistry, fleet: Fleet, instances: list[Instance]) -> None:
+def _change(registry: Registry, fleet: Fleet, instances: list[Instance]) -> list[Instance]:
+    """Publish what changes; return who is there then."""
     registry.withdraw(SERVICE, instances[KILLED].address)
-    registry.publish(SERVICE, *fleet.start(ADDED))
-    registry.publish(SERVICE, replace(instances[REWEIGHTED], weight=NEW_WEIGHT))
+    added = fleet.start(ADDED)
+    registry.publish(SERVICE, *added)
+    reweighted = replace(instances[REWEIGHTED], weight=NEW_WEIGHT)
+    registry.publish(SERVICE, reweighted)
+    return [
+        reweighted if k == REWEIGHTED else instance
+        for k, instance in enumerate(instances)
+        if k != KILLED
+    ] + added
 
 
-def _settle(bus: EventBus) -> None:
-    """Return when the bus has delivered all that was dispatched so far."""
-    bus.dispatch_and_wait(Event("demo_settled"))
-
-
-def _weights(registry: MemoryRegistry) -> dict[str, int]:
-    return {i.address: i.weight or 0 for i in registry.resolve(SERVICE).instances}
+def _found(service: ServiceBalancer, instances: list[Instance]) -> dict[str, int]:
+    """Return the weights by address, once the balancer has been told of them."""
+    wanted = {instance.address: instance.weight or 0 for instance in instances}
+    end = time.monotonic() + MOST_LAG
+    while {instance.address: instance.weight for instance in service.instances} != wanted:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{service.instances!r} were found, and published {instances!r}")
+        time.sleep(GLANCE)
+    return wanted
