@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from rota.demo.fleet import Fleet
 from rota.demo.measure import Cost, measure
-from rota.demo.traffic import CLIENTS, Client, Tally, Tickets
 from rota.demo.registries import Registry
+from rota.demo.traffic import CLIENTS, Client, Tally, Tickets
 from rota.discovery import Instance
 from rota.loadbalance import BalancerFactory, LoadBalancer, ServiceBalancer
 
