@@ -74,7 +74,8 @@ def call(
     try:
         while True:
             found = ask(source)
-            check_time(end, course)
+            if end is not None:
+                check_time(end, course)
             for instance, done in candidates(found, ctx, request, filters, key, course is None):
                 try:
                     result = function(instance)
@@ -111,10 +112,11 @@ async def call_async(
 
     A callable `source` may be a coroutine function too. What is different from `call`:
 
-    - At the deadline an attempt that is under way is cancelled, and awaited until it has ended;
-      its instance is reported to have failed, and DeadlineExceeded is raised, which is a
-      TimeoutError (and on Python 3.10 an asyncio.TimeoutError too). Under a deadline an attempt
-      runs as a task of its own: context variables that it sets are its own.
+    - At the deadline an attempt that is under way is cancelled, and awaited until it has ended.
+      Unless it returns a result all the same, its instance is reported to have failed, and
+      DeadlineExceeded is raised, which is a TimeoutError (and on Python 3.10 an
+      asyncio.TimeoutError too). Under a deadline an attempt runs as a task of its own: context
+      variables that it sets are its own.
     - Cancelled, it is not retried; the attempt is reported as cancelled.
     """
     end = begin(function, policy)
@@ -124,7 +126,8 @@ async def call_async(
             found = ask(source)
             if isawaitable(found):
                 found = await _until(end, found)
-            check_time(end, course)
+            if end is not None:
+                check_time(end, course)
             for instance, done in candidates(found, ctx, request, filters, key, course is None):
                 try:
                     result = await _until(end, function(instance))
@@ -149,6 +152,7 @@ async def _until(end: float | None, awaitable: Awaitable[R]) -> R:
     if end is None:
         return await awaitable
     task = asyncio.ensure_future(awaitable)
+    error = None
     try:
         is_late = False
         while not (task.done() or is_late):
@@ -157,11 +161,13 @@ async def _until(end: float | None, awaitable: Awaitable[R]) -> R:
             if is_late:
                 task.cancel()
             await _settled(task, None if is_late else left)
-        if is_late and task.cancelled():
-            raise DeadlineExceeded("the deadline of the call has passed")
+        if is_late and (task.cancelled() or task.exception() is not None):
+            if not task.cancelled():
+                error = task.exception()
+            raise DeadlineExceeded("the deadline passed in the middle of an attempt") from error
         return task.result()
     finally:
-        del task  # it has the error, whose traceback has this frame
+        del task, error  # their tracebacks have this frame
 
 
 async def _settled(task: "asyncio.Future[Any]", timeout: float | None) -> None:

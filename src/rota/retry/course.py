@@ -37,9 +37,9 @@ def begin(function: object, policy: RetryPolicy) -> float | None:
     return None if policy.deadline is None else monotonic() + policy.deadline
 
 
-def check_time(end: float | None, course: "Course | None") -> None:
+def check_time(end: float, course: "Course | None") -> None:
     """Raise what there is to raise where the deadline has passed before a round could begin."""
-    if end is not None and monotonic() >= end:
+    if monotonic() >= end:
         if course is not None:
             raise course.last_error()
         raise DeadlineExceeded("the deadline passed before there was an instance to try")

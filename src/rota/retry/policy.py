@@ -6,7 +6,7 @@ from random import SystemRandom
 from typing import Any
 
 from rota.arguments import as_duration, as_seconds, as_uint64
-from rota.outcome import CANCELLATIONS, is_a
+from rota.outcome import Outcome, outcome_of
 from rota.retry.budget import RetryBudget
 from rota.retry.retryable import connect_failure
 
@@ -32,7 +32,7 @@ class RetryPolicy:
     retry_on : exception type, tuple of these, or callable (error) -> bool
         The errors after which another attempt may be made. The default, `connect_failure`: those
         after which no server has seen the request. For calls that may be made twice:
-        `any_failure`. A cancellation is never retried, nor what is no Exception.
+        `any_failure`. What is no Exception is never retried, nor a cancellation, wrapped or not.
     deadline : float or None
         Seconds for the call and all its attempts and pauses, in [1e-6, 1e9]. No attempt begins
         after it; `call_async` cancels one that is under way by then.
@@ -79,7 +79,7 @@ class RetryPolicy:
 
     def may_follow(self, error: BaseException) -> bool:
         """Whether another attempt may be made after one that ended with this error."""
-        if not isinstance(error, Exception) or is_a(error, CANCELLATIONS):
+        if not isinstance(error, Exception) or outcome_of(error) is Outcome.CANCELLED:
             return False
         on = self.retry_on
         if isinstance(on, (type, tuple)):
@@ -88,6 +88,6 @@ class RetryPolicy:
 
     def draw_pause(self, n_rounds: int) -> float:
         """Return how long to wait after so many rounds, seconds: another number each time."""
-        doublings = min(n_rounds - 1, 64)  # more would not fit a float one day
+        doublings = min(n_rounds - 1, 1000)  # a float holds no more than 1023
         longest = min(self.pause * 2.0**doublings, self.max_pause)
         return _random.uniform(longest / 2, longest)
