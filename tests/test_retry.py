@@ -661,6 +661,19 @@ def test_the_last_error_comes_as_it_was_and_shows_the_others(run):
     assert all(f"{instance} is down" in text for instance in "abc")
 
 
+def test_a_call_that_is_tried_for_hours_keeps_few_errors():
+    attempts = Attempts("a")
+    with pytest.raises(ConnectionRefusedError) as caught:
+        call(RoundRobin(["a"]), attempts, RetryPolicy(max_attempts=1000, pause=0))
+    assert len(attempts.raised) == 1000
+    chain, error = [], caught.value
+    while error is not None:
+        chain.append(error)
+        error = error.__context__
+    assert chain == attempts.raised[: -len(chain) - 1 : -1]
+    assert len(chain) == 17
+
+
 def test_earlier_errors_come_after_the_context_that_an_error_has():
     raised = []
 

@@ -58,7 +58,7 @@ def call(
         function: these are for `call_async`.
     Exception
         What the last attempt raised, as it was; its `__context__` goes on to the errors of the
-        attempts before it.
+        attempts before it, of up to 16.
 
     Notes
     -----

@@ -78,7 +78,7 @@ def candidates(
             raise TypeError(f"filters and key are for selectors, got {filters!r}, {key!r}")
         if is_reporting(source):
             return _reported(source)
-        return zip(attempts(source, ctx, request), _UNHEARD, strict=False)
+        return zip(attempts(source, ctx, request), _UNHEARD)  # noqa: B905  it costs 0.1 us
     if not hasattr(source, "select"):
         raise TypeError(f"source must give a picker or a selector, got {source!r}")
     if ctx is not None or request is not None:
@@ -92,9 +92,7 @@ def is_reporting(picker: Any) -> bool:
     Those of rota that go by load are: they pick among some of theirs. One of the user's own is
     where it has Kratos' `select()`, and has no order of attempts by itself.
     """
-    return hasattr(picker, "among") or (
-        hasattr(picker, "select") and not hasattr(picker, "attempts")
-    )
+    return hasattr(picker, "among" if hasattr(picker, "attempts") else "select")
 
 
 def _selected(
@@ -149,4 +147,7 @@ def _select_untried(picker: Any, tried: list[Any]) -> Candidate[Any] | None:
 
 
 def _is_in(instance: object, tried: list[Any]) -> bool:
-    return any(instance is each for each in tried)
+    for each in tried:  # noqa: SIM110  a generator costs more than all the rest of a call
+        if instance is each:
+            return True
+    return False

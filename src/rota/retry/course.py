@@ -3,11 +3,16 @@
 import asyncio
 import logging
 import sys
+from collections import deque
+from collections.abc import Iterable
 from time import monotonic
 
 from rota.retry.policy import RetryPolicy
 
 logger = logging.getLogger(__name__)
+
+# That a traceback shows: a call may be tried again for hours.
+MOST_ERRORS = 16
 
 if sys.version_info >= (3, 11):
 
@@ -55,19 +60,20 @@ class Course:
         What `begin` gave.
     """
 
-    __slots__ = ("_end", "_errors", "_n_before", "_n_rounds", "_policy")
+    __slots__ = ("_end", "_errors", "_n_before", "_n_failed", "_n_rounds", "_policy")
 
     def __init__(self, policy: RetryPolicy, end: float | None) -> None:
         self._policy = policy
         self._end = end
-        self._errors: list[BaseException] = []  # of the attempts that another was to follow
+        self._errors: deque[BaseException] = deque(maxlen=MOST_ERRORS)  # that another followed
+        self._n_failed = 0  # attempts that another follows
+        self._n_before = 0  # of these, those before this round
         self._n_rounds = 1
-        self._n_before = 0  # attempts before this round
 
     def goes_on(self, error: BaseException) -> bool:
         """Whether another attempt follows one that ended with this error. False: raise it."""
         policy = self._policy
-        n_attempts = len(self._errors) + 1
+        n_attempts = self._n_failed + 1
         if (
             n_attempts < policy.max_attempts
             and not self._is_late()
@@ -76,6 +82,7 @@ class Course:
         ):
             logger.debug("attempt %d failed, another follows: %r", n_attempts, error)
             self._errors.append(error)
+            self._n_failed += 1
             return True
         _show_earlier(error, self._errors)
         return False
@@ -89,11 +96,11 @@ class Course:
             The last error, where nobody was there this time, or no time is left for a pause.
         """
         seconds = self._policy.draw_pause(self._n_rounds)
-        is_nobody_there = len(self._errors) == self._n_before
+        is_nobody_there = self._n_failed == self._n_before
         if is_nobody_there or (self._end is not None and monotonic() + seconds >= self._end):
             raise self.last_error()
         self._n_rounds += 1
-        self._n_before = len(self._errors)
+        self._n_before = self._n_failed
         return seconds
 
     def last_error(self) -> BaseException:
@@ -117,20 +124,21 @@ class Course:
         return False
 
 
-def _show_earlier(error: BaseException, earlier: list[BaseException]) -> None:
+def _show_earlier(error: BaseException, earlier: Iterable[BaseException]) -> None:
     """Have the traceback of an error show earlier ones, the latest first.
 
     As Python does where an error is raised while another one is handled: the earlier one becomes
-    the context of the first error in its chain. An error that is in the chain already, since the
-    same object was raised again, is left out.
+    the context of the first error in its chain. One that is in the chain already, since the same
+    object was raised again, is left out.
     """
     chain = _contexts(error)
-    for older in reversed(earlier):
+    seen = {id(each) for each in chain}
+    for older in reversed(tuple(earlier)):
         more = _contexts(older)
-        if not {id(each) for each in chain}.isdisjoint(id(each) for each in more):
-            continue
-        chain[-1].__context__ = older
-        chain += more
+        if seen.isdisjoint(map(id, more)):
+            chain[-1].__context__ = older
+            chain = more
+            seen.update(map(id, more))
 
 
 def _contexts(error: BaseException) -> list[BaseException]:
