@@ -32,7 +32,7 @@ import httpx
 import pytest
 import requests
 import urllib3
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rota
@@ -223,6 +223,16 @@ def test_a_picker_with_select_hears_of_each_attempt(run, fleet, n):
     errors = [*attempts.raised, None][: len(attempts.tried)]
     assert said == list(zip(attempts.tried, errors, strict=True))
     assert len(picker.reports) == picker.n_asked if fleet else picker.n_asked == 1
+
+
+def test_a_picker_with_select_is_asked_until_somebody_new_comes():
+    picker, attempts = Reporting(["a"] * 12 + ["b"]), Attempts({"a"})
+    assert call(picker, attempts, AT_ONCE) == "answered by b"
+    assert attempts.tried == ["a", "b"]
+    picker, attempts = Reporting(["a"] * 99 + ["b"]), Attempts({"a"})
+    with pytest.raises(ConnectionRefusedError):  # until there is no sense in it
+        call(picker, attempts, replace(AT_ONCE, max_attempts=3))
+    assert picker.n_asked <= 3 + 3 * 16
 
 
 def test_a_pickers_own_attempts_go_before_select():
@@ -717,33 +727,32 @@ def test_errors_and_instances_are_let_go(run, deadline):
         def __str__(self):
             return "instance"
 
-    def gone():
+    def make_call():
+        """Return references to all that the call has to do with, and keep nothing."""
         instances = [Named(), Named()]
         attempts = Attempts(instances, Refused)
         policy = RetryPolicy(max_attempts=4, pause=0, deadline=deadline)
-        try:
-            if run is run_async:
+        source = RoundRobin(instances)
 
-                async def main():
-                    try:
-                        await call_async(RoundRobin(instances), attempts.asynchronously, policy)
-                    except ConnectionRefusedError as error:
-                        return weakref.ref(error)
+        async def main():
+            with contextlib.suppress(Refused):
+                await call_async(source, attempts.asynchronously, policy)
 
-                loop = asyncio.new_event_loop()
-                with contextlib.closing(loop):
-                    failed = loop.run_until_complete(main())
-            else:
-                call(RoundRobin(instances), attempts, policy)
-        except ConnectionRefusedError as error:
-            failed = weakref.ref(error)
-        attempts.raised.clear()
-        return failed
+        if run is run_async:
+            with contextlib.closing(asyncio.new_event_loop()) as loop:
+                loop.run_until_complete(main())
+        else:
+            with contextlib.suppress(Refused):
+                call(source, attempts, policy)
+        assert len(attempts.raised) == 4
+        references = [weakref.ref(each) for each in (*instances, *attempts.raised)]
+        attempts.raised.clear()  # a circle of the test's own
+        return references
 
     gc.collect()
     gc.disable()
     try:
-        assert gone()() is None
+        assert [reference() for reference in make_call()] == [None] * 6
     finally:
         gc.enable()
 
@@ -752,6 +761,8 @@ PAUSES = st.just(0) | st.floats(1e-9, 1e9)
 
 
 @given(pause=PAUSES, max_pause=PAUSES, n_rounds=st.integers(1, 2000))
+@example(pause=0.02, max_pause=1.0, n_rounds=1)
+@example(pause=0.02, max_pause=1.0, n_rounds=5)
 def test_pauses(pause, max_pause, n_rounds):
     drawn = RetryPolicy(pause=pause, max_pause=max_pause).draw_pause(n_rounds)
     longest = min(Fraction(pause) * 2 ** (n_rounds - 1), Fraction(max_pause))
@@ -787,7 +798,6 @@ def test_there_is_a_pause_between_rounds_and_none_within(run):
 
 @both
 def test_no_attempt_begins_after_the_deadline(run):
-    attempts = Attempts("ab")
     policy = RetryPolicy(max_attempts=10**6, deadline=0.2, pause=0.01, max_pause=0.01)
     began = []
 
@@ -797,12 +807,13 @@ def test_no_attempt_begins_after_the_deadline(run):
             return super().__call__(instance)
 
     attempts = Timed("ab")
+    begin = time.monotonic()
     with pytest.raises(ConnectionRefusedError) as caught:
         run(RoundRobin(["a", "b"]), attempts, policy)
     assert caught.value is attempts.raised[-1]
-    assert 2 <= len(began) < 100
-    # The deadline is from before the first; the last may have been stopped on its way to its clock.
-    assert began[-2] - began[0] <= 0.2
+    assert len(began) < 100
+    # The last may have been stopped on its way to its clock.
+    assert all(moment - begin <= 0.2 for moment in began[:-1])
 
 
 def test_an_attempt_that_takes_longer_is_the_last():
@@ -866,7 +877,7 @@ def test_the_deadline_cancels_an_attempt_which_is_reported_as_failed(reporting):
 
     async def main():
         with pytest.raises(DeadlineExceeded) as caught:
-            await call_async(selector, hang, RetryPolicy(retry_on=Exception, deadline=0.05))
+            await call_async(selector, hang, RetryPolicy(retry_on=Exception, deadline=0.3))
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return caught.value
 
@@ -887,7 +898,7 @@ def test_the_deadline_in_a_later_attempt_shows_the_error_before():
         await asyncio.sleep(1000)
 
     with pytest.raises(DeadlineExceeded) as caught:
-        asyncio.run(call_async(RoundRobin(["a", "b"], start=0), send, RetryPolicy(deadline=0.05)))
+        asyncio.run(call_async(RoundRobin(["a", "b"], start=0), send, RetryPolicy(deadline=0.5)))
     chain, error = [], caught.value
     while error := error.__context__:
         chain.append(error)
@@ -904,7 +915,7 @@ def test_at_the_deadline_an_answer_counts_and_an_error_does_not(answer):
                 return answer
             raise answer from None
 
-    made = call_async(RoundRobin(["a"]), stubborn, replace(ANY, deadline=0.01))
+    made = call_async(RoundRobin(["a"]), stubborn, replace(ANY, deadline=0.3))
     if isinstance(answer, str):
         assert asyncio.run(made) == answer
     else:
@@ -960,7 +971,7 @@ def test_a_call_that_is_cancelled(reporting, deadline, retry_on):
     assert len(tried) == 1
 
 
-@pytest.mark.parametrize("deadline", [None, 1000, 0.01])
+@pytest.mark.parametrize("deadline", [None, 1000, 0.3])
 def test_a_call_that_is_cancelled_again_and_again_ends_after_its_attempt(reporting, deadline):
     """Also when that ignores it for a while, and fails in the end."""
     selector, reports = reporting
@@ -989,13 +1000,37 @@ def test_a_call_that_is_cancelled_again_and_again_ends_after_its_attempt(reporti
     assert len(reports) == 1
 
 
-@pytest.mark.parametrize("pause", [1000.0])
-def test_a_call_that_is_cancelled_in_a_pause(reporting, pause):
+def test_what_a_cancelled_attempt_raises_is_nobodys_complaint():
+    complaints = []
+
+    async def send(instance):
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            raise ValueError
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+        task = asyncio.ensure_future(
+            call_async(RoundRobin(["a"]), send, RetryPolicy(deadline=1000))
+        )
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+
+    asyncio.run(main())
+    assert complaints == []
+
+
+def test_a_call_that_is_cancelled_in_a_pause(reporting):
     selector, reports = reporting
     attempts = ByAddress({"a:80", "b:80"})
 
     async def main():
-        policy = RetryPolicy(pause=pause, max_pause=pause)
+        policy = RetryPolicy(pause=1000.0, max_pause=1000.0)
         task = asyncio.ensure_future(call_async(selector, attempts.asynchronously, policy))
         while len(reports) < 2:
             await asyncio.sleep(0)
@@ -1109,6 +1144,25 @@ def test_a_budget_as_it_is_by_default():
     assert budget.balance == 100
     clock.now += 1e9
     assert budget.balance == 100
+
+
+@pytest.mark.parametrize("ttl", [0.3, 1, 10])
+def test_a_call_counts_until_it_is_too_old_and_a_retry_until_it_surely_is(ttl):
+    clock = Clock()
+    budget = RetryBudget(1, 0, ttl, clock=clock)
+    slot = ttl / SLOTS
+    budget.deposit()
+    clock.now = ttl - slot * 0.5
+    assert budget.balance == 1
+    clock.now = ttl
+    assert budget.balance == 0
+    budget = RetryBudget(0, 1 / ttl, ttl, clock=clock)
+    clock.now = ttl + slot * 0.9
+    assert budget.withdraw()
+    clock.now += ttl
+    assert budget.balance == 0
+    clock.now += slot
+    assert budget.balance == 1
 
 
 def test_percentages_are_decimal():
