@@ -282,7 +282,7 @@ def test_arguments_of_no_use():
     for poll, error in ((0, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError)):
         with pytest.raises(error, match="poll"):
             FileResolver("services.json", poll=poll)
-    for poll in (float("nan"), float("inf")):
+    for poll in (float("nan"), float("inf"), 10**400):
         with pytest.raises(ValueError, match="poll"):
             FileResolver("services.json", poll=poll)
 
@@ -522,6 +522,32 @@ def test_entries_of_no_use_are_skipped_and_told_of_once(path, caplog):
     written(path, {"s": [{"address": "a:1"}, 5]})  # it was well, and is not again
     resolver.resolve("s")
     assert len(caplog.records) == len(told) + 2
+
+
+def test_who_handles_logs_may_look_too(path):
+    resolver, seen = FileResolver(written(path, {"s": [{"address": "a:1"}, 5, 6]})), []
+
+    class Looking(logging.Handler):
+        def emit(self, record):
+            seen.append(addresses(resolver.resolve("s")))
+
+    handler = Looking()
+    logging.getLogger("rota").addHandler(handler)
+    try:
+        resolver.resolve("s")
+    finally:
+        logging.getLogger("rota").removeHandler(handler)
+    assert seen == [["a:1"]] * 2
+
+
+def test_a_relative_path_is_that_of_the_beginning(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    registry, resolver = FileRegistry("services.json"), FileResolver("services.json")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    registry.publish("s", Instance("a:1"))
+    assert addresses(resolver.resolve("s")) == ["a:1"]
+    assert path.exists()
 
 
 def test_what_has_not_changed_is_the_same_object(path):

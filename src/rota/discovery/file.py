@@ -80,7 +80,7 @@ class FileRegistry:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = _as_path(path)
+        self._path = os.path.abspath(_as_path(path))
         if self._path.endswith(".toml"):
             raise ValueError(f"path must be that of a JSON file, got {path!r}")
         if fcntl is None:
@@ -195,12 +195,15 @@ class FileResolver:
         self._path = os.path.abspath(_as_path(path))
         if isinstance(poll, bool) or not isinstance(poll, (int, float)):
             raise TypeError(f"poll must be a number of seconds, got {poll!r}")
-        if not 0 < poll < math.inf:
-            raise ValueError(f"poll must be > 0 and finite, got {poll!r}")
+        if not 0 < poll <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                f"poll must be > 0 and at most {threading.TIMEOUT_MAX:.0f}, got {poll!r}"
+            )
         self._poll = poll
         self._load = _toml() if self._path.endswith(".toml") else json.loads
         self._skipped = Skipped(self._path)
         self._was_skipped: set[str] = set()
+        self._skips: dict[str, str] = {}  # not told yet
         # When a look last went well, and what it saw: replaced as one.
         self._seen: tuple[float, dict[str, Result]] = (-math.inf, {})
         # What the file looked like when it was read, whether it can change and look the same,
@@ -260,8 +263,7 @@ class FileResolver:
                 seen, results = self._seen
                 result = results.get(desc)
                 if result is None:
-                    nobody = last is not None and not last.instances
-                    result = last if last is not None and nobody else Result(True, desc)
+                    result = last if last and not last.instances else Result(True, desc)
                 if result is not last or seen > told:
                     last, told = result, seen
                     yield result
@@ -280,8 +282,13 @@ class FileResolver:
                 self._read()
             if self._flaw is not None:
                 raise ValueError(f"{self._path}: {self._flaw}")
-            self._seen = (now, self._seen[1])
-            return self._seen[1]
+            results = self._seen[1]
+            self._seen = (now, results)
+            skips, self._skips = self._skips, {}
+        # Without the lock: who handles logs may look, too.
+        for key, why in skips.items():
+            self._skipped.tell(key, why)
+        return results
 
     def _read(self) -> None:
         with open(self._path, "rb") as file:
@@ -303,20 +310,19 @@ class FileResolver:
 
     def _take(self, services: dict[str, list[Any]]) -> None:
         before = self._seen[1]
-        skipped: set[str] = set()
-
+        skips: dict[str, str] = {}
         results = {}
         for service, entries in services.items():
             instances: dict[Any, Instance] = {}
             for i, entry in enumerate(entries):
                 if why := _add(instances, entry, service):
-                    skipped.add(f"{service}[{i}]")
-                    self._skipped.tell(f"{service}[{i}]", why)
+                    skips[f"{service}[{i}]"] = why
             found = Result(True, service, tuple(instances.values()))
             results[service] = kept(before.get(service), found)
-        for key in self._was_skipped - skipped:
+        for key in self._was_skipped - skips.keys():
             self._skipped.forget(key)
-        self._was_skipped = skipped
+        self._was_skipped = set(skips)
+        self._skips = skips
         self._seen = (self._seen[0], results)
         self._bells.ring(
             [key for key in before.keys() | results if before.get(key) is not results.get(key)]

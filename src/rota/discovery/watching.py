@@ -24,13 +24,15 @@ class Bell:
         """Whether its loop has not been closed."""
         return not self._loop.is_closed()
 
-    def ring(self) -> None:
-        """Have `wait` return, soon; nothing happens where the loop was closed."""
+    def ring(self) -> bool:
+        """Have `wait` return, soon. False: the loop was closed, nobody waits."""
         try:
             self._loop.call_soon_threadsafe(self._rung.set)
         except RuntimeError:
             if self.is_of_use:
                 raise
+            return False
+        return True
 
     async def wait(self, timeout: float) -> None:
         """Return when it has been rung since `wait` returned last, or after so many seconds."""
@@ -62,11 +64,12 @@ class Bells:
                 self._bells.pop(service, None)
 
     def ring(self, services: Iterable[str]) -> None:
-        """Ring all bells of these services."""
+        """Ring all bells of these services; those of closed loops are taken down."""
         with self._lock:
-            bells = [bell for service in services for bell in self._bells.get(service, ())]
-        for bell in bells:
-            bell.ring()
+            hanging = [(name, bell) for name in services for bell in self._bells.get(name, ())]
+        for name, bell in hanging:
+            if not bell.ring():
+                self.take(name, bell)
 
     def prune(self) -> None:
         """Take down those whose loop was closed over them."""
