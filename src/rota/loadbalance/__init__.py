@@ -7,7 +7,6 @@ from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory, dump
 from rota.loadbalance.following import FollowingBalancer
 from rota.loadbalance.interface import LivePicker, LoadBalancer, Picker, Rebalancer
 from rota.loadbalance.services import ServiceBalancer
-from rota.loadbalance.tagging import ANY, TaggingBalancer
 from rota.loadbalance.weighted import (
     InterleavedWeightedRoundRobinBalancer,
     WeightedBalancer,
@@ -17,7 +16,6 @@ from rota.loadbalance.weighted import (
 from rota.loadbalance.wiring import connect
 
 __all__ = [
-    "ANY",
     "AsyncBalancerFactory",
     "BalancerFactory",
     "CachingBalancer",
@@ -30,7 +28,6 @@ __all__ = [
     "Picker",
     "Rebalancer",
     "ServiceBalancer",
-    "TaggingBalancer",
     "WeightedBalancer",
     "WeightedRandomBalancer",
     "WeightedRoundRobinBalancer",

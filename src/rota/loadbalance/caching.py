@@ -30,10 +30,10 @@ class Turn:
 class CachingBalancer(ABC):
     """A balancer whose cacheable results of one key share one picker.
 
-    A subclass has a `name` and makes pickers: `build`, or `build_cached` for a key and
-    `build_uncached` for a result that may not be cached. A picker is made once, however many
-    threads ask for it at the same time; a change that comes meanwhile wins. Changes of one key
-    are made one after another.
+    A subclass has a `name` and makes pickers: `build` for a key, `build_uncached` for a
+    result that may not be cached. A picker is made once, however many threads ask for it
+    at the same time; a change that comes meanwhile wins. Changes of one key are made one
+    after another.
     """
 
     name: str
@@ -54,10 +54,6 @@ class CachingBalancer(ABC):
     @abstractmethod
     def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
         """Return a new picker over these instances."""
-
-    def build_cached(self, result: Result) -> Picker[Instance]:
-        """Return a new picker that will serve all results of this key."""
-        return self.build(result.instances)
 
     def build_uncached(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
         """Return a new picker that will serve one request, as like as not."""
@@ -92,29 +88,20 @@ class CachingBalancer(ABC):
                     picker = self._pickers.get(key)
                 is_made = True
                 if not self._follow(turn, picker, change):
-                    old, picker = picker, self.build_cached(result)
+                    picker = self.build(result.instances)
                     with self._lock:
                         # Deleted meanwhile: then it stays deleted.
                         if self._turns.get(key) is turn:
                             self._pickers[key] = picker
-                        else:
-                            old = picker
-                    if old is not None:
-                        self.discard(old)
 
     def delete(self, change: Change) -> None:
         """Drop the picker of a cacheable result, and one that is being made."""
         result = change.result
         if result.cacheable:
             with self._lock:
-                picker = self._pickers.pop(result.cache_key, None)
+                self._pickers.pop(result.cache_key, None)
                 self._flights.pop(result.cache_key, None)
                 self._turns.pop(result.cache_key, None)
-            if picker is not None:
-                self.discard(picker)
-
-    def discard(self, picker: Picker[Instance]) -> None:  # noqa: B027
-        """Take notice that a picker is not kept, or not any more; some may pick from it yet."""
 
     def _turn(self) -> Turn:
         return Turn()
@@ -139,14 +126,11 @@ class CachingBalancer(ABC):
                     continue  # what it brought is cached by now, or it failed
                 flight.thread = threading.get_ident()
                 try:
-                    made = picker = self.build_cached(result)
+                    picker = self.build(result.instances)
                     with self._lock:
                         # A change may have come meanwhile: what it left is newer than ours.
-                        is_kept = self._flights.get(key) is flight
-                        if is_kept:
-                            picker = self._pickers.setdefault(key, made)
-                    if not is_kept or picker is not made:
-                        self.discard(made)
+                        if self._flights.get(key) is flight:
+                            picker = self._pickers.setdefault(key, picker)
                     return picker
                 finally:
                     with self._lock:
