@@ -5,6 +5,7 @@ from rota.loadbalance.caching import CachingBalancer
 from rota.loadbalance.consistent import ConsistentHashBalancer, ConsistentHashOptions
 from rota.loadbalance.following import FollowingBalancer
 from rota.loadbalance.interface import LivePicker, LoadBalancer, Picker, Rebalancer
+from rota.loadbalance.tagging import ANY, TaggingBalancer
 from rota.loadbalance.weighted import (
     InterleavedWeightedRoundRobinBalancer,
     WeightedBalancer,
@@ -14,6 +15,7 @@ from rota.loadbalance.weighted import (
 from rota.loadbalance.wiring import connect
 
 __all__ = [
+    "ANY",
     "CachingBalancer",
     "ConsistentHashBalancer",
     "ConsistentHashOptions",
@@ -23,6 +25,7 @@ __all__ = [
     "LoadBalancer",
     "Picker",
     "Rebalancer",
+    "TaggingBalancer",
     "WeightedBalancer",
     "WeightedRandomBalancer",
     "WeightedRoundRobinBalancer",

@@ -116,7 +116,7 @@ class CachingBalancer(ABC):
         """Make a change in the live picker of its key, if any. False: make a new one."""
         return False
 
-    def _let_go(self, picker: Picker[Instance]) -> None:
+    def _let_go(self, picker: Picker[Instance]) -> None:  # noqa: B027 - most need not know
         """Hear that a picker of `build` is its key's no more, or never came to be it.
 
         Once for each, with no lock held but, after a change, the turn of the key. Whoever was
