@@ -7,6 +7,7 @@ from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory, dump
 from rota.loadbalance.following import FollowingBalancer
 from rota.loadbalance.interface import LivePicker, LoadBalancer, Picker, Rebalancer
 from rota.loadbalance.services import ServiceBalancer
+from rota.loadbalance.tagging import ANY, TaggingBalancer
 from rota.loadbalance.weighted import (
     InterleavedWeightedRoundRobinBalancer,
     WeightedBalancer,
@@ -16,6 +17,7 @@ from rota.loadbalance.weighted import (
 from rota.loadbalance.wiring import connect
 
 __all__ = [
+    "ANY",
     "AsyncBalancerFactory",
     "BalancerFactory",
     "CachingBalancer",
@@ -28,6 +30,7 @@ __all__ = [
     "Picker",
     "Rebalancer",
     "ServiceBalancer",
+    "TaggingBalancer",
     "WeightedBalancer",
     "WeightedRandomBalancer",
     "WeightedRoundRobinBalancer",

@@ -88,20 +88,26 @@ class CachingBalancer(ABC):
                     picker = self._pickers.get(key)
                 is_made = True
                 if not self._follow(turn, picker, change):
-                    picker = self.build(result.instances)
+                    made = self.build(result.instances)
+                    out: Picker[Instance] | None = made
                     with self._lock:
                         # Deleted meanwhile: then it stays deleted.
                         if self._turns.get(key) is turn:
-                            self._pickers[key] = picker
+                            out = self._pickers.get(key)
+                            self._pickers[key] = made
+                    if out is not None:
+                        self._let_go(out)
 
     def delete(self, change: Change) -> None:
         """Drop the picker of a cacheable result, and one that is being made."""
         result = change.result
         if result.cacheable:
             with self._lock:
-                self._pickers.pop(result.cache_key, None)
+                picker = self._pickers.pop(result.cache_key, None)
                 self._flights.pop(result.cache_key, None)
                 self._turns.pop(result.cache_key, None)
+            if picker is not None:
+                self._let_go(picker)
 
     def _turn(self) -> Turn:
         return Turn()
@@ -109,6 +115,13 @@ class CachingBalancer(ABC):
     def _follow(self, turn: Turn, picker: Picker[Instance] | None, change: Change) -> bool:
         """Make a change in the live picker of its key, if any. False: make a new one."""
         return False
+
+    def _let_go(self, picker: Picker[Instance]) -> None:  # noqa: B027 - most need not know
+        """Hear that a picker of `build` is its key's no more, or never came to be it.
+
+        Once for each, with no lock held but, after a change, the turn of the key. Whoever was
+        given it may still pick.
+        """
 
     def _fly(self, result: Result) -> Picker[Instance]:
         key = result.cache_key
@@ -126,11 +139,15 @@ class CachingBalancer(ABC):
                     continue  # what it brought is cached by now, or it failed
                 flight.thread = threading.get_ident()
                 try:
-                    picker = self.build(result.instances)
+                    made = picker = self.build(result.instances)
+                    is_kept = False
                     with self._lock:
                         # A change may have come meanwhile: what it left is newer than ours.
                         if self._flights.get(key) is flight:
-                            picker = self._pickers.setdefault(key, picker)
+                            picker = self._pickers.setdefault(key, made)
+                            is_kept = picker is made
+                    if not is_kept:
+                        self._let_go(made)
                     return picker
                 finally:
                     with self._lock:
