@@ -885,3 +885,31 @@ print(len(loop.run_until_complete(anext(watch)).instances))
 """
     written(path, {"s": [{"address": "a:1"}]})
     assert run_program(program, str(path)) == "1\n"
+
+
+def test_what_is_equal_and_not_the_same_is_read_anew(path):
+    """To Python 1 == 1.0 == True, but not to a tag, nor to a weight."""
+    resolver = FileResolver(path)
+    seen = []
+    for tag in ("1", "true", "1.0", '"1"'):
+        path.write_text(f'{{"s": [{{"address": "a:1", "tags": {{"x": {tag}}}}}]}}')
+        seen.append(resolver.resolve("s").instances[0].tags["x"])
+    assert seen == ["1", "true", "1.0", "1"]
+    for weight, n in (("1", 1), ("true", 0), ("1", 1), ("1.0", 0)):
+        path.write_text(f'{{"s": [{{"address": "a:1", "weight": {weight}}}]}}')
+        assert len(resolver.resolve("s").instances) == n
+    registry = FileRegistry(path)
+    path.write_text('{"s": [{"address": "a:1", "tags": {"x": 1}}]}')
+    registry.publish("s", Instance("b:1"))
+    path.write_text('{"s": [{"address": "a:1", "tags": {"x": true}}, {"address": "b:1"}]}')
+    change = registry.publish("s", Instance("c:1"))
+    assert change.result.instances[0].tags == {"x": "true"}
+
+
+def test_an_absurd_weight_is_skipped(path, caplog):
+    """The weights of a picker must stay below 2**63: it would spoil the whole list."""
+    entries = [{"address": "a:1", "weight": 10**400}, {"address": "b:1", "weight": 2**40}]
+    path.write_text(json.dumps({"s": entries}))
+    assert addresses(FileResolver(path).resolve("s")) == ["b:1"]
+    (record,) = caplog.records
+    assert "weight must be <= 1099511627776, got one of 1329 bits" in record.getMessage()

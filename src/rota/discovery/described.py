@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 MOST_TOLD = 10_000
 
+# The weights of a picker must stay below 2**63 in all: one entry is not to spoil a list.
+MOST_WEIGHT = 1 << 40
+
 
 def instance_of(described: Any, service: str) -> Instance:
     """Return the instance that a registry's entry describes.
@@ -21,9 +24,9 @@ def instance_of(described: Any, service: str) -> Instance:
     Parameters
     ----------
     described : mapping
-        "address" is needed. "weight" may be left out, or null. "tags" are strs, or numbers
-        and booleans, which are taken as they are written in JSON. What else there is in it
-        is ignored.
+        "address" is needed. "weight" may be left out, or null, and is at most 2**40. "tags" are
+        strs, or numbers and booleans, which are taken as they are written in JSON. What else
+        there is in it is ignored.
     service : str
         Where the entry does not say.
 
@@ -36,9 +39,12 @@ def instance_of(described: Any, service: str) -> Instance:
         raise TypeError(f"an instance must be an object, got {described!r}")
     if "address" not in described:
         raise ValueError(f"an instance must have an address, got {described!r}")
+    weight = described.get("weight")
+    if isinstance(weight, int) and weight > MOST_WEIGHT:
+        raise ValueError(f"weight must be <= {MOST_WEIGHT}, got one of {weight.bit_length()} bits")
     return Instance(
         described["address"],
-        described.get("weight"),
+        weight,
         network=_or(described.get("network"), "tcp"),
         scheme=_or(described.get("scheme"), ""),
         service=_or(described.get("service"), service),

@@ -13,6 +13,7 @@ symbolic links of mounted Kubernetes config maps.
 
 import json
 import logging
+import marshal
 import math
 import os
 import stat
@@ -47,6 +48,9 @@ SETTLED = 2.5
 Path = str | os.PathLike[str]
 Entries = Sequence[tuple[Any, Instance | None]]
 """What a file says of each copy of a service, and the copy; None where it says nothing of use."""
+
+Known = dict[str, tuple[bytes | None, Instance]]
+"""How a file has spelled a copy, and the copy, by its address."""
 
 
 class FileRegistry:
@@ -85,6 +89,8 @@ class FileRegistry:
             raise ValueError(f"path must be that of a JSON file, got {path!r}")
         if fcntl is None:
             raise RuntimeError("FileRegistry needs fcntl.flock, which is not on this platform")
+        # What entries were read as last time, by service and address; used under the lock.
+        self._read_before: dict[str, Known] = {}
 
     def publish(self, service: str, *instances: Instance) -> Change:
         """Add copies of a service, or replace those of the same network and address."""
@@ -147,9 +153,14 @@ class FileRegistry:
         path = os.path.realpath(self._path)
         with _locked(path):
             services = _published(path)
+            before = self._read_before.get(service, {})
             known = [
-                (entry, _instance_or_none(entry, service)) for entry in services.get(service, [])
+                (entry, _known(before, entry) or _instance_or_none(entry, service))
+                for entry in services.get(service, [])
             ]
+            self._read_before[service] = {
+                i.address: (_spelled(entry), i) for entry, i in known if i
+            }
             now = change(known)
             # What is known already stays as it is written, which may say more than we know of.
             written = {instance: entry for entry, instance in reversed(known)}
@@ -206,6 +217,8 @@ class FileResolver:
         self._skips: dict[str, str] = {}  # not told yet
         # When a look last went well, and what it saw: replaced as one.
         self._seen: tuple[float, dict[str, Result]] = (-math.inf, {})
+        # What was read of each entry, by service and address: what is read again is mostly so.
+        self._read_before: dict[str, Known] = {}
         # What the file looked like when it was read, whether it can change and look the same,
         # its content if so, and why that is of no use, if it is not.
         self._stamp: tuple[int, ...] = ()
@@ -312,11 +325,21 @@ class FileResolver:
         before = self._seen[1]
         skips: dict[str, str] = {}
         results = {}
+        read_before, self._read_before = self._read_before, {}
         for service, entries in services.items():
             instances: dict[Any, Instance] = {}
+            known = read_before.get(service, {})
+            read = self._read_before[service] = {}
             for i, entry in enumerate(entries):
-                if why := _add(instances, entry, service):
-                    skips[f"{service}[{i}]"] = why
+                try:
+                    instance = _known(known, entry) or instance_of(entry, service)
+                except (TypeError, ValueError) as error:
+                    skips[f"{service}[{i}]"] = str(error)
+                    continue
+                if instances.setdefault(instance.identity, instance) is instance:
+                    read[instance.address] = _spelled(entry), instance
+                else:
+                    skips[f"{service}[{i}]"] = f"{instance.address!r} is there already"
             found = Result(True, service, tuple(instances.values()))
             results[service] = kept(before.get(service), found)
         for key in self._was_skipped - skips.keys():
@@ -424,15 +447,20 @@ def _services(content: bytes, load: Callable[[bytes], Any]) -> dict[str, list[An
     return services
 
 
-def _add(instances: dict[Any, Instance], entry: Any, service: str) -> str | None:
-    """Add what an entry describes; return why not, if so."""
+def _spelled(entry: Any) -> bytes | None:
+    """Return the same for the same entries alone: to ==, 1 is true. None: it cannot be said."""
     try:
-        instance = instance_of(entry, service)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    if instances.setdefault(instance.identity, instance) is not instance:
-        return f"{instance.address!r} is there already"
-    return None
+        return marshal.dumps(entry, 2)
+    except ValueError:  # TOML has dates
+        return None
+
+
+def _known(known: Known, entry: Any) -> Instance | None:
+    """Return the instance that the same entry has been read as."""
+    if not known or not isinstance(entry, dict) or type(address := entry.get("address")) is not str:
+        return None
+    spelling, instance = known.get(address, (None, None))
+    return instance if spelling is not None and spelling == _spelled(entry) else None
 
 
 def _instance_or_none(entry: Any, service: str) -> Instance | None:
