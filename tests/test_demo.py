@@ -27,6 +27,8 @@ from rota.demo.shift import (
     shift_of,
 )
 from rota.selector import NoAvailableInstance, wrr
+from tests.etcd_server import etcd
+from tests.servers import program
 
 N_REQUESTS = 600
 BALANCERS = """
@@ -77,12 +79,12 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("balancers")
     (folder / "my_balancers.py").write_text(BALANCERS)
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    path = os.pathsep.join(filter(None, paths))
 
     def run(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "rota", "demo", *arguments],
-            env=environment,
+            env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,
         )
@@ -181,6 +183,35 @@ def test_wrong_shares_and_lost_requests_give_exit_code_1(demo):
     assert dead["lost"] == dead["requests"] == 100
 
 
+ETCD = ("--only", "balancers", "--requests", "200", "--discovery", "etcd")
+
+
+def is_well(done):
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = json.loads(done.stdout)
+    assert [balancer["lost"] for balancer in results["balancers"]] == [0, 0, 0]
+    return results["ok"]
+
+
+def test_by_an_etcd_that_runs(demo, tmp_path):
+    with etcd(tmp_path / "etcd") as member:
+        assert is_well(demo("--json", *ETCD, "--etcd", member.url))
+        assert member.entries("kitex/") == {}  # what it registered is gone
+
+
+def test_by_an_etcd_of_its_own(demo):
+    program("etcd", "etcd-server")
+    assert is_well(demo("--json", *ETCD))
+
+
+def test_without_an_etcd_it_says_what_to_do(demo, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = demo(*ETCD)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "The demo cannot run: there is no etcd to start; on Debian or Ubuntu: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_both_parts_are_played(whole_results):
     assert len(whole_results["balancers"]) == 3
     assert all(balancer["ok"] for balancer in whole_results["balancers"])
@@ -240,6 +271,8 @@ def test_tables_show_every_balancer(demo):
         (["--requests", "9"], "at least 10"),
         (["--only", "pickers"], "pickers"),
         (["--seed", "-1"], "--seed"),
+        (["--etcd", "http://127.0.0.1:2379"], "--etcd is for --discovery etcd"),
+        (["--discovery", "smoke"], "smoke"),
         (["--balancer", "no_such_module:Class"], "no_such_module"),
         (["--balancer", "my_balancers:NoSuchClass"], "NoSuchClass"),
         (["--balancer", "my_balancers"], "my_balancers"),
@@ -284,10 +317,13 @@ def is_running(pid):
 @pytest.mark.skipif(
     not Path("/proc/self/task", str(os.getpid()), "children").exists(), reason="reads Linux's /proc"
 )
-@pytest.mark.parametrize("part", ["balancers", "selector"])
+@pytest.mark.parametrize("part", ["balancers", "selector", "etcd"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_server_outlives_the_demo(how, part):
-    command = [sys.executable, "-m", "rota", "demo", "--json", "--only", part]
+    options = ETCD[2:] if part == "etcd" else ["--only", part]
+    if part == "etcd":
+        program("etcd", "etcd-server")
+    command = [sys.executable, "-m", "rota", "demo", "--json", *options]
     command += ["--requests", "1000000"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
@@ -295,6 +331,8 @@ def test_no_server_outlives_the_demo(how, part):
             while process.poll() is None and len(servers := servers_of(process.pid)) < 5:
                 time.sleep(0.05)
             time.sleep(1)  # some requests under way, or the servers still on their way up
+            servers += [etcd for server in servers for etcd in servers_of(server)]
+            assert (len(servers) > 5) == (part == "etcd")
             process.send_signal(how)
             stdout, stderr = process.communicate()
         finally:
