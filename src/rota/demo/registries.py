@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -15,6 +16,7 @@ from rota.discovery import FileRegistry, FileResolver, Instance, Resolver
 FILE, ETCD = "file", "etcd"
 
 POLL = 0.02  # seconds between two looks at the file
+PATIENCE = 30.0  # seconds for etcd to listen
 TTL = 5  # seconds for which etcd knows of a server whose demo has died
 
 
@@ -68,6 +70,7 @@ class InEtcd(Registry):
             raise Unavailable(str(error)) from error
         self._registry = EtcdRegistry(endpoints, ttl=TTL)
         self._registrations: dict[str, Registration] = {}
+        self.endpoints = endpoints
         self.resolver = EtcdResolver(endpoints)
 
     def publish(self, service: str, *instances: Instance) -> None:
@@ -123,7 +126,8 @@ def _etcd(folder: str) -> Iterator[str]:
             "there is no etcd to start; on Debian or Ubuntu: apt-get install etcd-server; "
             "--etcd URL takes one that runs"
         )
-    client, peer = (f"http://{HOST}:{port}" for port in _free_ports(2))
+    ports = _free_ports(2)
+    client, peer = (f"http://{HOST}:{port}" for port in ports)
     command = [
         "sh", "-c", KEEPER, "keeper", program, "--name=demo", f"--data-dir={folder}/etcd",
         f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
@@ -136,9 +140,27 @@ def _etcd(folder: str) -> Iterator[str]:
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
     try:
+        _wait_for(ports[0], f"{folder}/etcd.log")
         yield client
     finally:
         process.communicate()
+
+
+def _wait_for(port: int, log: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not _listens(port):
+        if time.monotonic() > end:
+            said = Path(log).read_text()[-500:]
+            raise Unavailable(f"etcd does not listen after {PATIENCE:g} s: {said}")
+        time.sleep(0.02)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_ports(n: int) -> list[int]:
