@@ -275,6 +275,7 @@ class Services:
 
     def _close(self, target: str) -> None:
         service = self._services.pop(target)
+        service.feed.close()
         if service.task is not None:
             service.task.cancel()
         holder = service.holder()
