@@ -1233,6 +1233,77 @@ def test_an_answer_that_comes_after_the_end_changes_nothing():
     run(main())
 
 
+@pytest.mark.parametrize("n_steps", range(8))
+def test_closed_while_a_task_waits(n_steps):
+    """It is told, and not cancelled; nothing is left of what it waited for."""
+
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        balancer = Recorder()
+        factory = AsyncBalancerFactory(source, balancer)
+        asked = asyncio.create_task(factory.get("users"))
+        for _ in range(n_steps):
+            await asyncio.sleep(0)
+        await factory.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            (await asked).get_picker()
+        assert balancer.pickers == {}
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
+def test_a_resolver_that_is_cancelled_does_not_cancel_who_asks():
+    async def main():
+        source = Source()
+        source.error = asyncio.CancelledError()
+        async with AsyncBalancerFactory(source, WeightedRoundRobinBalancer()) as factory:
+            source.put("users", "a")
+            with pytest.raises(RuntimeError, match="'users' was not resolved"):
+                await factory.get("users")
+
+    run(main())
+
+
+def test_a_service_is_not_opened_after_the_end():
+    async def main():
+        source = Source()
+
+        async def resolve(desc):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+            return Result(True, desc, [Instance("a")])
+
+        source.resolve = resolve
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer())
+        asked = asyncio.create_task(factory.get("users"))
+        await asyncio.sleep(1)
+        await factory.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await asked
+        assert factory.dump() == {}
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
+def test_a_resolver_may_close():
+    async def main():
+        source = Source()
+
+        async def resolve(desc):
+            await factory.close()
+
+        source.resolve = resolve
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer())
+        with pytest.raises(RuntimeError, match="closed"):
+            await factory.get("users")
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
 # -- shared ------------------------------------------------------------------------------------
 
 
