@@ -1126,6 +1126,184 @@ def test_pickers_while_everything_changes():
         assert picked(users) == {"last"}
 
 
+# -- resolvers that are not as they should be -------------------------------------------------
+
+
+class Iterating:
+    """A watch that is no generator: it has no `aclose`."""
+
+    n_given = 0
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        self.n_given += 1
+        if self.n_given > 1:
+            await asyncio.sleep(1e6)
+        return Result(True, "users", [Instance("a")])
+
+
+async def failing_at_its_end(desc):
+    try:
+        yield Result(True, desc, [Instance("a")])
+        await asyncio.sleep(1e6)
+    finally:
+        raise ConnectionError("cannot be closed")
+
+
+async def failing_when_cancelled(desc):
+    try:
+        await asyncio.sleep(1e6)
+    except asyncio.CancelledError:
+        raise ConnectionError("was cancelled") from None
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize(
+    ("method", "function"),
+    [
+        ("watch", lambda desc: Iterating()),
+        ("watch", failing_at_its_end),
+        ("resolve", failing_when_cancelled),
+    ],
+)
+def test_what_swallows_cancellations_ends_all_the_same(method, function, is_closed, caplog):
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer(), refresh=5)
+        users = await factory.get("users")
+        setattr(source, method, function)
+        if method == "watch":  # it is looked for when the service is opened
+            source.put("orders", "a")
+            users = await factory.get("orders")
+        await asyncio.sleep(6)
+        assert picked(users) == {"a"}
+        if is_closed:
+            await factory.close()
+            assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("method", ["resolve", "watch"])
+def test_a_resolver_that_is_cancelled_by_itself_is_asked_again(method):
+    async def main():
+        source = Pushing() if method == "watch" else Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer(), refresh=5)
+        users = await factory.get("users")
+        await asyncio.sleep(1)
+
+        def cancelled(desc):
+            raise asyncio.CancelledError
+
+        function = getattr(source, method)
+        setattr(source, method, cancelled)
+        if method == "watch":
+            source.queues["users"].put_nowait(ConnectionError("gone"))
+        await asyncio.sleep(20)
+        setattr(source, method, function)
+        source.put("users", "b")
+        await asyncio.sleep(12)
+        assert picked(users) == {"b"}
+        await factory.close()
+
+    run(main())
+
+
+def test_an_answer_that_comes_after_the_end_changes_nothing():
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        balancer = Recorder()
+        factory = AsyncBalancerFactory(source, balancer, refresh=1000, expire=1)
+        await factory.get("users")
+        source.delay = 10
+        source.put("users", "b")
+        looking = asyncio.create_task(factory.refresh("users"))
+        await asyncio.sleep(5)
+        assert factory.dump() == {}
+        await looking
+        assert [what for what, _ in balancer.told] == ["delete"]
+        assert balancer.pickers == {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("n_steps", range(8))
+def test_closed_while_a_task_waits(n_steps):
+    """It is told, and not cancelled; nothing is left of what it waited for."""
+
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        balancer = Recorder()
+        factory = AsyncBalancerFactory(source, balancer)
+        asked = asyncio.create_task(factory.get("users"))
+        for _ in range(n_steps):
+            await asyncio.sleep(0)
+        await factory.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            (await asked).get_picker()
+        assert balancer.pickers == {}
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
+def test_a_resolver_that_is_cancelled_does_not_cancel_who_asks():
+    async def main():
+        source = Source()
+        source.error = asyncio.CancelledError()
+        async with AsyncBalancerFactory(source, WeightedRoundRobinBalancer()) as factory:
+            source.put("users", "a")
+            with pytest.raises(RuntimeError, match="'users' was not resolved"):
+                await factory.get("users")
+
+    run(main())
+
+
+def test_a_service_is_not_opened_after_the_end():
+    async def main():
+        source = Source()
+
+        async def resolve(desc):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+            return Result(True, desc, [Instance("a")])
+
+        source.resolve = resolve
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer())
+        asked = asyncio.create_task(factory.get("users"))
+        await asyncio.sleep(1)
+        await factory.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await asked
+        assert factory.dump() == {}
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
+def test_a_resolver_may_close():
+    async def main():
+        source = Source()
+
+        async def resolve(desc):
+            await factory.close()
+
+        source.resolve = resolve
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer())
+        with pytest.raises(RuntimeError, match="closed"):
+            await factory.get("users")
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
 # -- shared ------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Any
 
 from rota.background import in_thread
@@ -89,23 +88,32 @@ class Feed:
         self._said = first
         self._timer: asyncio.TimerHandle | None = None
         self._is_lost = False
+        self._is_closed = False
 
     async def run(self) -> None:
-        """Follow the target until cancelled."""
-        try:
-            if callable(getattr(self._resolver, "watch", None)):
-                await self._watch()
-            else:
-                await self._poll()
-        finally:
-            self._set_timer(None)
+        """Follow the target until it is closed, and cancelled after that."""
+        is_watched = callable(getattr(self._resolver, "watch", None))
+        while not self._is_closed:
+            try:
+                await (self._watch() if is_watched else self._poll())
+            except asyncio.CancelledError as error:  # noqa: PERF203
+                # It may be the resolver's own affair. Where a whole event loop ends, `close`
+                # comes soon, and another cancellation.
+                if not self._is_closed:
+                    await asyncio.sleep(_jittered(self._refresh))
+                    self._lose(error)
+
+    def close(self) -> None:
+        """Make no more changes, whatever is heard."""
+        self._is_closed = True
+        self._set_timer(None)
 
     async def refresh(self) -> None:
         """Ask now, and make what has changed, as far as it is believed."""
         self._hear(await resolve(self._resolver, self._desc))
 
     async def _poll(self) -> None:
-        while True:
+        while not self._is_closed:
             await asyncio.sleep(_jittered(self._refresh))
             try:
                 await self.refresh()
@@ -118,12 +126,20 @@ class Feed:
         while True:
             error: Exception = RuntimeError("the watch has ended")
             try:
-                async with aclosing(resolver.watch(self._desc)) as results:
+                results = resolver.watch(self._desc)
+                try:
                     async for said in results:
                         self._hear(said)
+                        if self._is_closed:
+                            return
                         pause = LEAST_PAUSE
+                finally:
+                    if hasattr(results, "aclose"):  # as generators have
+                        await results.aclose()
             except Exception as raised:
                 error = raised
+            if self._is_closed:  # a watch may swallow a cancellation, and so may `resolve`
+                return
             self._lose(error)
             await asyncio.sleep(_jittered(min(pause, self._refresh)))
             pause *= 2
@@ -131,6 +147,8 @@ class Feed:
     def _hear(self, said: Result) -> None:
         if not isinstance(said, Result):
             raise TypeError(f"{self._resolver.name} must give Results, got {said!r}")
+        if self._is_closed:
+            return
         self.confirmed = time.monotonic()
         if self._is_lost:
             self._is_lost = False
@@ -140,8 +158,8 @@ class Feed:
             self._stabilizer.offer(said, asyncio.get_running_loop().time())
         self._settle()
 
-    def _lose(self, error: Exception) -> None:
-        if not self._is_lost:
+    def _lose(self, error: BaseException) -> None:
+        if not self._is_lost and not self._is_closed:
             self._is_lost = True
             n = len(self.result.instances)
             logger.warning(

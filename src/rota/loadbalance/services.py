@@ -175,8 +175,16 @@ class Services:
                 flight = asyncio.get_running_loop().create_task(self._open(target))
                 self._flights[target] = flight
                 flight.add_done_callback(lambda flight: self._land(target, flight))
-            # Who gives up waiting leaves it to the others.
-            service = await asyncio.shield(flight)
+            # Who gives up waiting leaves it to the others; and is not cancelled with it.
+            await asyncio.wait((flight,))
+            if flight.cancelled():
+                raise RuntimeError(
+                    f"{target!r} was not resolved: the factory is closed, or its resolver was "
+                    "cancelled"
+                )
+            service = flight.result()
+            if self._services.get(target) is not service:
+                raise RuntimeError(f"the factory of {target!r} is closed")
         service.is_used = True
         holder = service.holder()
         if holder is None:
@@ -233,14 +241,19 @@ class Services:
 
     async def close(self) -> None:
         """Close all; returns when everything has ended."""
-        tasks = [each.task for each in self._services.values() if each.task is not None]
+        tasks = {each.task for each in self._services.values()} | {*self._flights.values()}
         if self._keeper is not None:
             self._keeper.cancel()
-            tasks.append(self._keeper)
-        await asyncio.gather(*tasks, *self._flights.values(), return_exceptions=True)
+            tasks.add(self._keeper)
+        # A resolver may be who closes.
+        waited = [task for task in tasks if task not in (None, asyncio.current_task())]
+        await asyncio.gather(*waited, return_exceptions=True)
 
     async def _open(self, target: str) -> Service:
-        service = Service(self.balancer, self._feed(target, await resolve(self.resolver, target)))
+        first = await resolve(self.resolver, target)
+        if self._keeper is None or self._keeper.done():  # the resolver has swallowed that
+            raise RuntimeError(f"the factory of {target!r} is closed")
+        service = Service(self.balancer, self._feed(target, first))
         service.task = asyncio.get_running_loop().create_task(service.feed.run())
         self._services[target] = service
         return service
@@ -275,6 +288,7 @@ class Services:
 
     def _close(self, target: str) -> None:
         service = self._services.pop(target)
+        service.feed.close()
         if service.task is not None:
             service.task.cancel()
         holder = service.holder()
