@@ -168,23 +168,23 @@ class Backoff:
 
 
 class News:
-    """Tells the log once that etcd is lost, and once that it is back."""
+    """Tells the log once that etcd is lost, and once that it is back; `is_lost` in between."""
 
     def __init__(self, logger: logging.Logger, source: str) -> None:
         self._logger = logger
         self._source = source
-        self._is_lost = False
+        self.is_lost = False
 
     def lost(self, error: object) -> None:
         """Something has failed that is tried again."""
-        if not self._is_lost:
-            self._is_lost = True
+        if not self.is_lost:
+            self.is_lost = True
             self._logger.warning("%s: etcd is lost, trying again: %s", self._source, error)
 
     def back(self) -> None:
         """Something has succeeded."""
-        if self._is_lost:
-            self._is_lost = False
+        if self.is_lost:
+            self.is_lost = False
             self._logger.info("%s: etcd is back", self._source)
 
 

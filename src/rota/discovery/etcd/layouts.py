@@ -124,8 +124,8 @@ class KratosLayout:
     namespace : str
         Kratos' `etcd.Namespace`.
     secure : bool
-        Of "https" or "grpcs"; an endpoint that ends in ``?isSecure=true``, as Kratos wrote them
-        before 2.4, is one of these.
+        Of "https" or "grpcs"; an endpoint that ends in ``?isSecure=true``, as old versions of
+        Kratos wrote them, is one of these.
     endpoints : iterable of str
         URLs that are written beside the instance's own, as "grpc://10.0.0.1:9000".
 
@@ -210,6 +210,7 @@ class KratosLayout:
     def write(self, service: str, instance: Instance) -> tuple[str, bytes]:
         """Return the key and the value of an instance."""
         prefix = self.prefix(service)
+        weight = _weight_of(instance)
         if instance.network != "tcp":
             raise ValueError(f"network must be 'tcp', got {instance.network!r}")
         scheme = instance.scheme or self._scheme
@@ -221,7 +222,7 @@ class KratosLayout:
         if not is_legible:
             raise ValueError(f"scheme and address must make a URL, got {own!r}")
         metadata = dict(instance.tags)
-        if (weight := _weight_of(instance)) is not None:
+        if weight is not None:
             metadata["weight"] = str(weight)
         identity = instance.hash_key or instance.address
         value: dict[str, Any] = {

@@ -197,7 +197,10 @@ class _Follower:
     async def _goes_on(self) -> bool:
         """Do what is to be done next, or see to what was in its way. True: there is a result."""
         try:
-            return await self._step()
+            has_result = await self._step()
+            if has_result and self._stream is not None:
+                self._news.back()
+            return has_result
         except EtcdUnavailable as error:
             self._news.lost(error)
         except _NotTrusted as why:
@@ -220,13 +223,13 @@ class _Follower:
             listing = await self._client.list(self._prefix)
             self._table.load(listing.entries)
             self._known = listing.header
-            self._check_at = self._loop.time() + self._heartbeat
+            # A watch that comes after a loss has to prove itself first.
+            self._check_at = 0.0 if self._news.is_lost else self._loop.time() + self._heartbeat
             return True
         if self._stream is None:
             self._stream = await self._client.watch(self._prefix, self._known.revision + 1)
             self._begun = self._loop.time()
             self._is_suspicious = False
-            self._news.back()
             return False
         wait = self._check_at - self._loop.time()
         if wait <= 0:
@@ -238,7 +241,7 @@ class _Follower:
             self._check_at = self._loop.time() + self._heartbeat
         for notice in notices:
             self._known = self._apply(notice, self._known)
-        return bool(notices)
+        return any(notice.events for notice in notices)
 
     def _apply(self, notice: Notice, known: Header) -> Header:
         revision = known.revision
