@@ -1332,3 +1332,31 @@ def test_shared_by_names_and_options():
     assert picked(anew.get("users")) == {"a"}
     for each in (anew, *others):
         each.close()
+
+
+def test_who_asks_while_services_are_forgotten_leaves_nothing_behind():
+    """In Kitex a picker that is asked for after its deletion is cached again (K8)."""
+    source = Blocking()
+    balancer = WeightedRoundRobinBalancer()
+    names = [f"s{k}" for k in range(4)]
+    is_over = threading.Event()
+    with BalancerFactory(source, balancer, refresh=0.002, expire=0.002) as factory:
+
+        def pick(k):
+            n = 0
+            while not is_over.is_set():
+                assert factory.get(names[n % 4]).get_picker().next() is not None
+                n += 1
+                time.sleep(0.002 * (n * k % 3))
+            return n
+
+        with ThreadPoolExecutor(4) as executor:
+            calls = [executor.submit(pick, k) for k in range(4)]
+            time.sleep(1)
+            is_over.set()
+            assert all(call.result(60) for call in calls)
+        until(lambda: factory.dump() == {})
+        assert balancer._pickers == {}
+        assert balancer._turns == {}
+    deleted = [event for event in factory.events.dump() if event.name == "discovery_delete"]
+    assert deleted
