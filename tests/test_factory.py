@@ -981,7 +981,8 @@ def test_forgotten_on_a_loop():
 
 
 END = """
-import sys, threading, time
+import logging, sys, threading, time
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of slow machines
 import rota
 from rota.discovery import SynthesizedResolver
 
