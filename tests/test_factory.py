@@ -1305,6 +1305,48 @@ def test_a_resolver_may_close():
     run(main())
 
 
+def test_a_service_that_cannot_be_closed_takes_no_other_with_it(caplog):
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        source.services["odd"] = ("no instance",)
+        balancer = Recorder()
+        factory = AsyncBalancerFactory(source, balancer, refresh=1e6, expire=5)
+
+        def cancelled(change):
+            raise asyncio.CancelledError
+
+        factory.add_delete_hook(cancelled)
+        await factory.get("odd")
+        users = await factory.get("users")
+        await asyncio.sleep(20)
+        assert factory.dump().keys() == {"users"}
+        assert picked(users) == {"a"}
+        await factory.close()
+        assert factory.dump() == {}
+        assert balancer.pickers == {}
+        assert len(balancer.told) == 2
+
+    run(main())
+    assert len(caplog.records) == 3
+
+
+def test_a_hook_is_removed_once():
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(source, Recorder())
+        told = []
+        ends = [factory.add_delete_hook(told.append) for _ in range(2)]
+        for _ in range(3):
+            ends[0]()
+        await factory.get("users")
+        await factory.close()
+        assert len(told) == 1
+
+    run(main())
+
+
 # -- shared ------------------------------------------------------------------------------------
 
 

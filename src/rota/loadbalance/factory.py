@@ -19,7 +19,7 @@ from rota.discovery.resolver import Resolver
 from rota.discovery.stabilizer import UpdatePolicy
 from rota.events import EventBus, EventQueue
 from rota.loadbalance.interface import LoadBalancer
-from rota.loadbalance.services import Held, Hook, ServiceBalancer, Services, described, without
+from rota.loadbalance.services import Held, Hook, ServiceBalancer, Services, described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,23 +101,11 @@ class Factory:
 
         It is called where discovery is followed and must not block. What it raises is logged.
         """
-        hook = _as_hook(hook)
-        self._services.rebalance_hooks += (hook,)
-
-        def remove() -> None:
-            self._services.rebalance_hooks = without(self._services.rebalance_hooks, hook)
-
-        return remove
+        return _added(self._services.rebalance_hooks, hook)
 
     def add_delete_hook(self, hook: Hook) -> Callable[[], None]:
         """Have `hook(change)` called before each service is forgotten; returns what ends that."""
-        hook = _as_hook(hook)
-        self._services.delete_hooks += (hook,)
-
-        def remove() -> None:
-            self._services.delete_hooks = without(self._services.delete_hooks, hook)
-
-        return remove
+        return _added(self._services.delete_hooks, hook)
 
     def dump(self) -> Dump:
         """Return the instances of all services that are followed, by target, as Kitex does."""
@@ -319,10 +307,17 @@ def factory_name(resolver: Resolver, balancer: LoadBalancer, refresh: float, exp
     return f"{resolver.name}|{balancer.name}|{{{refresh:g}s {expire:g}s}}"
 
 
-def _as_hook(hook: Hook) -> Hook:
+def _added(hooks: dict[object, Hook], hook: Hook) -> Callable[[], None]:
+    """Add a hook; return what removes it, and may be called more than once."""
     if not callable(hook):
         raise TypeError(f"hook must be callable, got {hook!r}")
-    return hook
+    key = object()
+    hooks[key] = hook
+
+    def remove() -> None:
+        hooks.pop(key, None)
+
+    return remove
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, reference: "weakref.ref[asyncio.Task[None]]") -> None:
