@@ -1347,6 +1347,58 @@ def test_a_hook_is_removed_once():
     run(main())
 
 
+def test_a_key_that_changes_leaves_no_picker():
+    async def main():
+        source = Source("n0")
+        source.put("users", "a")
+        is_cacheable = True
+
+        async def resolve(desc):
+            return Result(is_cacheable, desc, source.services[desc])
+
+        source.resolve = resolve
+        balancer = WeightedRoundRobinBalancer()
+        factory = AsyncBalancerFactory(source, balancer, refresh=5)
+        users = await factory.get("users")
+        gone = []
+        factory.add_delete_hook(lambda change: gone.append(change.result.cache_key))
+        for k in range(1, 4):
+            users.get_picker()
+            source.name = f"n{k}"
+            source.put("users", f"a{k}")
+            await asyncio.sleep(6)
+            assert picked(users) == {f"a{k}"}
+            assert balancer._pickers.keys() == {f"n{k}:users"}
+        assert gone == ["n0:users", "n1:users", "n2:users"]
+        is_cacheable = False  # and nothing else
+        await asyncio.sleep(6)
+        assert users.get_picker() is not users.get_picker()
+        assert balancer._pickers == {}
+        is_cacheable = True
+        await asyncio.sleep(6)
+        assert users.get_picker() is users.get_picker()
+        await factory.close()
+        assert balancer._pickers == {}
+
+    run(main())
+
+
+def test_a_diff_that_gives_no_change_is_told_of(caplog):
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        source.diff = lambda cache_key, prev, next: None
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer(), refresh=5)
+        users = await factory.get("users")
+        source.put("users", "b")
+        await asyncio.sleep(6)
+        assert picked(users) == {"a"}
+
+    run(main())
+    (record,) = caplog.records
+    assert str(record.exc_info[1]) == "source must diff to a Change, got None"
+
+
 # -- shared ------------------------------------------------------------------------------------
 
 

@@ -263,7 +263,15 @@ class Services:
         return service
 
     def _feed(self, target: str, first: Result) -> Feed:
-        return Feed(self.resolver, target, first, self._updates, self._refresh, self._rebalance)
+        return Feed(
+            self.resolver,
+            target,
+            first,
+            self._updates,
+            self._refresh,
+            self._rebalance,
+            self._delete,
+        )
 
     def _land(self, target: str, flight: "asyncio.Task[Service]") -> None:
         self._flights.pop(target, None)
@@ -301,9 +309,7 @@ class Services:
         holder = service.holder()
         if holder is not None:
             holder.go_by(partial(_refuse, target))
-        result = service.feed.result
-        gone = Result(result.cacheable, result.cache_key)
-        self._delete(Change(gone, removed=result.instances, previous=result))
+        self._delete(service.feed.result)
 
     def _rebalance(self, change: Change) -> None:
         for hook in list(self.rebalance_hooks.values()):
@@ -312,7 +318,9 @@ class Services:
             self._rebalancer.rebalance(change)
         self._tell(DISCOVERY_CHANGE, change)
 
-    def _delete(self, change: Change) -> None:
+    def _delete(self, result: Result) -> None:
+        gone = Result(result.cacheable, result.cache_key)
+        change = Change(gone, removed=result.instances, previous=result)
         for hook in list(self.delete_hooks.values()):
             _call(hook, change)
         # One that fails ends its service, and no other.
