@@ -29,6 +29,7 @@ from rota import (
 )
 from rota.discovery import SynthesizedResolver
 from rota.loadbalance import ServiceBalancer, dump
+from rota.loadbalance.factory import _lock
 from rota.loadbalance.following import Followed
 from tests.virtual_time import run
 
@@ -1427,3 +1428,50 @@ def test_shared_by_names_and_options():
     assert picked(anew.get("users")) == {"a"}
     for each in (anew, *others):
         each.close()
+
+
+def test_a_finalizer_may_close_a_shared_factory_anywhere():
+    factory = BalancerFactory.shared(Source("closed by chance"), WeightedRoundRobinBalancer())
+
+    class Client:
+        def __del__(self):
+            factory.close()
+
+    with _lock:
+        Client()
+    with pytest.raises(RuntimeError, match="closed"):
+        factory.get("users")
+
+
+LOCKED = """
+import os, sys, threading
+import rota
+from rota.discovery import StaticResolver
+from rota.loadbalance import factory as module
+
+resolver = StaticResolver({"users": ["a"]})
+factory = rota.BalancerFactory(resolver, rota.WeightedRoundRobinBalancer())
+lock, held = module._lock, threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        threading.Event().wait(1000)
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    assert factory.get("users").get_picker().next().address == "a"
+    factory.close()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_a_lock_is_held():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOCKED], capture_output=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
