@@ -144,6 +144,62 @@ def test_forgotten_it_ends():
     until(lambda: not is_running("loop-h"))
 
 
+def test_forgotten_it_is_not_waited_for(monkeypatch):
+    """Whoever collects garbage may hold what a task at its end waits for."""
+    monkeypatch.setattr("rota.background.PATIENCE", 1e6)
+    lock = threading.Lock()
+
+    async def work():
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            with lock:
+                pass
+
+    loop = LoopThread("loop-j")
+    loop.submit(work())
+    loop.run(asyncio.sleep(0.01))
+    with lock:
+        del loop
+        gc.collect()
+        assert is_running("loop-j")
+    until(lambda: not is_running("loop-j"))
+
+
+def test_what_cannot_begin_leaves_nothing(monkeypatch):
+    def fail(*_):
+        raise OSError("none left")
+
+    loop = LoopThread("loop-k")
+    for owner, name in ((threading.Thread, "start"), (asyncio, "new_event_loop")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(OSError, match="none left"):
+                loop.run(answer())
+        gc.collect()  # nothing was left open, or never awaited
+    assert loop.run(answer(1), 30) == 1
+    loop.close()
+    with monkeypatch.context() as patch:
+        never_begun = LoopThread("loop-l")
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(OSError, match="none left"):
+            never_begun.run(answer())
+        never_begun.close()
+
+
+def test_a_finalizer_may_close_it_anywhere():
+    loop = LoopThread("loop-m")
+
+    class Closing:
+        def __del__(self):
+            loop.close()
+
+    with loop._lock:
+        Closing()
+    with pytest.raises(RuntimeError, match="loop-m is closed"):
+        loop.run(answer())
+
+
 def told(loop, k):
     try:
         return loop.run(answer(k), 30) == k

@@ -29,6 +29,7 @@ from rota import (
 )
 from rota.discovery import SynthesizedResolver
 from rota.loadbalance import ServiceBalancer, dump
+from rota.loadbalance.factory import _lock
 from rota.loadbalance.following import Followed
 from tests.virtual_time import run
 
@@ -981,7 +982,8 @@ def test_forgotten_on_a_loop():
 
 
 END = """
-import sys, threading, time
+import logging, sys, threading, time
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of slow machines
 import rota
 from rota.discovery import SynthesizedResolver
 
@@ -1304,6 +1306,100 @@ def test_a_resolver_may_close():
     run(main())
 
 
+def test_a_service_that_cannot_be_closed_takes_no_other_with_it(caplog):
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        source.services["odd"] = ("no instance",)
+        balancer = Recorder()
+        factory = AsyncBalancerFactory(source, balancer, refresh=1e6, expire=5)
+
+        def cancelled(change):
+            raise asyncio.CancelledError
+
+        factory.add_delete_hook(cancelled)
+        await factory.get("odd")
+        users = await factory.get("users")
+        await asyncio.sleep(20)
+        assert factory.dump().keys() == {"users"}
+        assert picked(users) == {"a"}
+        await factory.close()
+        assert factory.dump() == {}
+        assert balancer.pickers == {}
+        assert len(balancer.told) == 2
+
+    run(main())
+    assert len(caplog.records) == 3
+
+
+def test_a_hook_is_removed_once():
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(source, Recorder())
+        told = []
+        ends = [factory.add_delete_hook(told.append) for _ in range(2)]
+        for _ in range(3):
+            ends[0]()
+        await factory.get("users")
+        await factory.close()
+        assert len(told) == 1
+
+    run(main())
+
+
+def test_a_key_that_changes_leaves_no_picker():
+    async def main():
+        source = Source("n0")
+        source.put("users", "a")
+        is_cacheable = True
+
+        async def resolve(desc):
+            return Result(is_cacheable, desc, source.services[desc])
+
+        source.resolve = resolve
+        balancer = WeightedRoundRobinBalancer()
+        factory = AsyncBalancerFactory(source, balancer, refresh=5)
+        users = await factory.get("users")
+        gone = []
+        factory.add_delete_hook(lambda change: gone.append(change.result.cache_key))
+        for k in range(1, 4):
+            users.get_picker()
+            source.name = f"n{k}"
+            source.put("users", f"a{k}")
+            await asyncio.sleep(6)
+            assert picked(users) == {f"a{k}"}
+            assert balancer._pickers.keys() == {f"n{k}:users"}
+        assert gone == ["n0:users", "n1:users", "n2:users"]
+        is_cacheable = False  # and nothing else
+        await asyncio.sleep(6)
+        assert users.get_picker() is not users.get_picker()
+        assert balancer._pickers == {}
+        is_cacheable = True
+        await asyncio.sleep(6)
+        assert users.get_picker() is users.get_picker()
+        await factory.close()
+        assert balancer._pickers == {}
+
+    run(main())
+
+
+def test_a_diff_that_gives_no_change_is_told_of(caplog):
+    async def main():
+        source = Source()
+        source.put("users", "a")
+        source.diff = lambda cache_key, prev, next: None
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer(), refresh=5)
+        users = await factory.get("users")
+        source.put("users", "b")
+        await asyncio.sleep(6)
+        assert picked(users) == {"a"}
+
+    run(main())
+    (record,) = caplog.records
+    assert str(record.exc_info[1]) == "source must diff to a Change, got None"
+
+
 # -- shared ------------------------------------------------------------------------------------
 
 
@@ -1360,3 +1456,50 @@ def test_who_asks_while_services_are_forgotten_leaves_nothing_behind():
         assert balancer._turns == {}
     deleted = [event for event in factory.events.dump() if event.name == "discovery_delete"]
     assert deleted
+
+
+def test_a_finalizer_may_close_a_shared_factory_anywhere():
+    factory = BalancerFactory.shared(Source("closed by chance"), WeightedRoundRobinBalancer())
+
+    class Client:
+        def __del__(self):
+            factory.close()
+
+    with _lock:
+        Client()
+    with pytest.raises(RuntimeError, match="closed"):
+        factory.get("users")
+
+
+LOCKED = """
+import os, sys, threading
+import rota
+from rota.discovery import StaticResolver
+from rota.loadbalance import factory as module
+
+resolver = StaticResolver({"users": ["a"]})
+factory = rota.BalancerFactory(resolver, rota.WeightedRoundRobinBalancer())
+lock, held = module._lock, threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        threading.Event().wait(1000)
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    assert factory.get("users").get_picker().next().address == "a"
+    factory.close()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_a_lock_is_held():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOCKED], capture_output=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

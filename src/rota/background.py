@@ -6,6 +6,7 @@ executor, for which the interpreter waits at its end.
 """
 
 import asyncio
+import atexit
 import contextvars
 import threading
 import weakref
@@ -20,6 +21,10 @@ Waited = dict["Future[Any]", Coroutine[Any, Any, Any]]
 
 # For a loop to end its tasks, when it is closed.
 PATIENCE = 5.0
+
+# The threads of the loops that run, and what stops them, once: at the end of the interpreter
+# they are waited for.
+_alive: dict[threading.Thread, Callable[[], object]] = {}
 
 # Loops of the parent, in a forked child: closing one would take its files from the parent's
 # selector, so they are kept as they are.
@@ -40,7 +45,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may close it in the middle of anything
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: weakref.finalize[..., LoopThread] | None = None
@@ -64,7 +69,7 @@ class LoopThread:
             with self._lock:
                 future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
                 self._waited[future] = coroutine
-        except RuntimeError:
+        except BaseException:
             coroutine.close()
             raise
         waited = self._waited
@@ -105,9 +110,10 @@ class LoopThread:
         """Cancel its tasks, and wait until they have ended; 5 s at the most."""
         with self._lock:
             self._is_closed = True
-            stop = self._stop
-        if stop is not None:
+            stop, thread = self._stop, self._thread
+        if stop is not None and thread is not None:
             stop()
+            _join(thread)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         """Return the loop, which runs from now on. Called with the lock held."""
@@ -117,18 +123,29 @@ class LoopThread:
             if self._stop is not None:  # in a child process: the thread is not alive
                 self._stop.detach()
                 _left_behind.append(self._loop)
-            self._loop = asyncio.new_event_loop()
-            self._waited = {}
-            self._thread = threading.Thread(
-                target=_run, args=(self._loop, self._waited), name=self._name, daemon=True
+                self._stop = None
+            loop, waited = asyncio.new_event_loop(), Waited()
+            thread = threading.Thread(
+                target=_run, args=(loop, waited), name=self._name, daemon=True
             )
-            self._stop = weakref.finalize(self, _end, self._loop, self._thread)
-            self._thread.start()
+            # Forgotten, it is not waited for: whoever collects garbage may hold a lock that a
+            # task waits for.
+            stop = weakref.finalize(self, _call_soon, loop, loop.stop)
+            stop.atexit = False
+            _alive[thread] = stop
+            try:
+                thread.start()
+            except BaseException:
+                del _alive[thread]
+                stop.detach()
+                loop.close()
+                raise
+            self._loop, self._waited, self._thread, self._stop = loop, waited, thread, stop
         return self._loop
 
     def renew_lock(self) -> None:
         """In the child of a fork: another thread of the parent may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 def _run(loop: asyncio.AbstractEventLoop, waited: Waited) -> None:
@@ -147,16 +164,25 @@ def _run(loop: asyncio.AbstractEventLoop, waited: Waited) -> None:
         for future, coroutine in list(waited.items()):
             future.cancel()
             coroutine.close()
+        del _alive[threading.current_thread()]
 
 
 async def _gathered(tasks: set[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    _call_soon(loop, loop.stop)
+def _join(thread: threading.Thread) -> None:
     if thread is not threading.current_thread():
         thread.join(PATIENCE)
+
+
+@atexit.register
+def _end_all() -> None:
+    alive = list(_alive.items())
+    for _, stop in alive:
+        stop()
+    for thread, _ in alive:
+        _join(thread)
 
 
 def _call_soon(

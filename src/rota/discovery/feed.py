@@ -58,6 +58,9 @@ class Feed:
     on_change : callable (Change) -> None
         Makes a change. Where it fails the change is made, together with what has come since,
         when discovery speaks next, and after `refresh` seconds at the latest.
+    on_delete : callable (Result) -> None
+        Told of the last result of a key that pickers were cached by, and are no more: the
+        resolver has another name or key by now, or its results may not be cached.
 
     Attributes
     ----------
@@ -76,6 +79,7 @@ class Feed:
         policy: UpdatePolicy,
         refresh: float,
         on_change: Callable[[Change], object],
+        on_delete: Callable[[Result], object],
     ) -> None:
         self.result = self._named(resolver, first)
         self.confirmed = time.monotonic()
@@ -83,6 +87,7 @@ class Feed:
         self._desc = desc
         self._refresh = refresh
         self._on_change = on_change
+        self._on_delete = on_delete
         self._stabilizer = Stabilizer(first, policy)
         self._wanted = self.result  # what `result` is to become
         self._said = first
@@ -182,15 +187,21 @@ class Feed:
     def _make(self, wanted: Result) -> bool:
         try:
             change = self._resolver.diff(wanted.cache_key, self.result, wanted)
-            if not change and self.result.cache_key == wanted.cache_key:
+            if not isinstance(change, Change):
+                raise TypeError(f"{self._resolver.name} must diff to a Change, got {change!r}")
+            was = self.result
+            is_same_key = (wanted.cacheable, wanted.cache_key) == (was.cacheable, was.cache_key)
+            if not change and is_same_key:
                 # The list of before stays, for changes to begin with what the picker was told.
                 self._wanted = self.result
                 return True
             self._on_change(change)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # of something else that was cancelled
             logger.exception("%s: a change of %s failed", self._resolver.name, self._desc)
             return False
         self.result = wanted
+        if was.cacheable and not is_same_key:
+            self._on_delete(was)
         return True
 
     def _set_timer(self, due: float | None) -> None:

@@ -19,7 +19,7 @@ from rota.discovery.resolver import Resolver
 from rota.discovery.stabilizer import UpdatePolicy
 from rota.events import EventBus, EventQueue
 from rota.loadbalance.interface import LoadBalancer
-from rota.loadbalance.services import Held, Hook, ServiceBalancer, Services, described, without
+from rota.loadbalance.services import Held, Hook, ServiceBalancer, Services, described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +30,7 @@ _factories: "weakref.WeakSet[Factory]" = weakref.WeakSet()
 _all_services: "weakref.WeakSet[Services]" = weakref.WeakSet()
 _loops: "weakref.WeakSet[LoopThread]" = weakref.WeakSet()
 _shared: "weakref.WeakValueDictionary[str, BalancerFactory]" = weakref.WeakValueDictionary()
-_shared_lock = threading.Lock()
+_lock = threading.RLock()  # for all of these; a finalizer may close a factory anywhere
 
 
 class Factory:
@@ -85,8 +85,9 @@ class Factory:
         self._held = Held()
         self._services = Services(resolver, balancer, refresh, expire, updates, bus, self._held)
         self._set_up()
-        _factories.add(self)
-        _all_services.add(self._services)
+        with _lock:
+            _factories.add(self)
+            _all_services.add(self._services)
 
     def _set_up(self) -> None:
         """Get ready to run."""
@@ -101,23 +102,11 @@ class Factory:
 
         It is called where discovery is followed and must not block. What it raises is logged.
         """
-        hook = _as_hook(hook)
-        self._services.rebalance_hooks += (hook,)
-
-        def remove() -> None:
-            self._services.rebalance_hooks = without(self._services.rebalance_hooks, hook)
-
-        return remove
+        return _added(self._services.rebalance_hooks, hook)
 
     def add_delete_hook(self, hook: Hook) -> Callable[[], None]:
         """Have `hook(change)` called before each service is forgotten; returns what ends that."""
-        hook = _as_hook(hook)
-        self._services.delete_hooks += (hook,)
-
-        def remove() -> None:
-            self._services.delete_hooks = without(self._services.delete_hooks, hook)
-
-        return remove
+        return _added(self._services.delete_hooks, hook)
 
     def dump(self) -> Dump:
         """Return the instances of all services that are followed, by target, as Kitex does."""
@@ -147,7 +136,8 @@ class BalancerFactory(Factory):
     def _set_up(self) -> None:
         self._n_users = 1
         self._loop = LoopThread("rota-discovery")
-        _loops.add(self._loop)
+        with _lock:
+            _loops.add(self._loop)
 
     @classmethod
     def shared(cls, resolver: Resolver, balancer: LoadBalancer, **options: Any) -> "Self":
@@ -158,7 +148,7 @@ class BalancerFactory(Factory):
         """
         made = cls(resolver, balancer, **options)
         key = repr((made.name, sorted(options.items(), key=lambda item: item[0])))
-        with _shared_lock:
+        with _lock:
             there = _shared.get(key)
             if there is None or type(there) is not cls or not there._n_users:
                 _shared[key] = made
@@ -199,7 +189,7 @@ class BalancerFactory(Factory):
 
     def close(self) -> None:
         """Forget all services, and end the thread. May be called more than once."""
-        with _shared_lock:
+        with _lock:
             self._n_users = max(0, self._n_users - 1)
             if self._n_users:
                 return
@@ -305,7 +295,9 @@ def dump() -> dict[str, Dump]:
     Of several of one name the second has "#2" behind it, and so on.
     """
     dumps: dict[str, Dump] = {}
-    for factory in list(_factories):
+    with _lock:
+        factories = list(_factories)
+    for factory in factories:
         name, n = factory.name, 1
         while name in dumps:
             n += 1
@@ -319,10 +311,17 @@ def factory_name(resolver: Resolver, balancer: LoadBalancer, refresh: float, exp
     return f"{resolver.name}|{balancer.name}|{{{refresh:g}s {expire:g}s}}"
 
 
-def _as_hook(hook: Hook) -> Hook:
+def _added(hooks: dict[object, Hook], hook: Hook) -> Callable[[], None]:
+    """Add a hook; return what removes it, and may be called more than once."""
     if not callable(hook):
         raise TypeError(f"hook must be callable, got {hook!r}")
-    return hook
+    key = object()
+    hooks[key] = hook
+
+    def remove() -> None:
+        hooks.pop(key, None)
+
+    return remove
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, reference: "weakref.ref[asyncio.Task[None]]") -> None:
@@ -332,6 +331,8 @@ def _cancel(loop: asyncio.AbstractEventLoop, reference: "weakref.ref[asyncio.Tas
 
 
 def _resume() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
     for loop in list(_loops):
         loop.renew_lock()
     for services in list(_all_services):

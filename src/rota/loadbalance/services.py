@@ -24,6 +24,9 @@ from rota.loadbalance.interface import LoadBalancer, Picker, Rebalancer
 logger = logging.getLogger(__name__)
 
 Hook = Callable[[Change], object]
+
+# What is not a coroutine is not cancelled by us: it has met something else that was.
+FAILURES = (Exception, asyncio.CancelledError)
 GetPicker = Callable[[Result], Picker[Instance]]
 
 
@@ -141,8 +144,9 @@ class Services:
         self.resolver = resolver
         self.balancer = balancer
         self.events = EventQueue()
-        self.rebalance_hooks: tuple[Hook, ...] = ()
-        self.delete_hooks: tuple[Hook, ...] = ()
+        # By what no two have: any thread may add and remove.
+        self.rebalance_hooks: dict[object, Hook] = {}
+        self.delete_hooks: dict[object, Hook] = {}
         self._rebalancer = balancer if isinstance(balancer, Rebalancer) else None
         self._refresh = refresh
         self._expire = expire
@@ -259,7 +263,15 @@ class Services:
         return service
 
     def _feed(self, target: str, first: Result) -> Feed:
-        return Feed(self.resolver, target, first, self._updates, self._refresh, self._rebalance)
+        return Feed(
+            self.resolver,
+            target,
+            first,
+            self._updates,
+            self._refresh,
+            self._rebalance,
+            self._delete,
+        )
 
     def _land(self, target: str, flight: "asyncio.Task[Service]") -> None:
         self._flights.pop(target, None)
@@ -289,31 +301,38 @@ class Services:
     def _close(self, target: str) -> None:
         service = self._services.pop(target)
         service.feed.close()
+        held = self._held()
+        if held is not None:
+            held.pop(target, None)  # asked for at the same time as the factory was closed
         if service.task is not None:
             service.task.cancel()
         holder = service.holder()
         if holder is not None:
             holder.go_by(partial(_refuse, target))
-        result = service.feed.result
-        gone = Result(result.cacheable, result.cache_key)
-        self._delete(Change(gone, removed=result.instances, previous=result))
+        self._delete(service.feed.result)
 
     def _rebalance(self, change: Change) -> None:
-        for hook in self.rebalance_hooks:
+        for hook in list(self.rebalance_hooks.values()):
             _call(hook, change)
         if self._rebalancer is not None:
             self._rebalancer.rebalance(change)
         self._tell(DISCOVERY_CHANGE, change)
 
-    def _delete(self, change: Change) -> None:
-        for hook in self.delete_hooks:
+    def _delete(self, result: Result) -> None:
+        gone = Result(result.cacheable, result.cache_key)
+        change = Change(gone, removed=result.instances, previous=result)
+        for hook in list(self.delete_hooks.values()):
             _call(hook, change)
-        if self._rebalancer is not None:
-            try:
+        # One that fails ends its service, and no other.
+        try:
+            if self._rebalancer is not None:
                 self._rebalancer.delete(change)
-            except Exception:
-                logger.exception("%s failed to delete", self.balancer.name)
-        self._tell(DISCOVERY_DELETE, change)
+        except FAILURES:
+            logger.exception("%s failed to delete", self.balancer.name)
+        try:
+            self._tell(DISCOVERY_DELETE, change)
+        except FAILURES:
+            logger.exception("the end of %r could not be told", change.result.cache_key)
 
     def _tell(self, name: str, change: Change) -> None:
         key = change.result.cache_key
@@ -335,11 +354,5 @@ def described(instance: Instance) -> dict[str, Any]:
 def _call(hook: Hook, change: Change) -> None:
     try:
         hook(change)
-    except Exception:
+    except FAILURES:
         logger.exception("%r failed on a change of %r", hook, change.result.cache_key)
-
-
-def without(hooks: tuple[Hook, ...], hook: Hook) -> tuple[Hook, ...]:
-    """Return the hooks but for one time that `hook` is among them."""
-    k = hooks.index(hook)
-    return hooks[:k] + hooks[k + 1 :]
