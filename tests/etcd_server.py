@@ -6,17 +6,26 @@ What they are asked for here goes by urllib, not by the client that is tested.
 import json
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.servers import free_ports, program
+
+KITEX = "kitex/registry-etcd"
+
+
+def kitex(address: str, weight: int = 10, **more: object) -> str:
+    """Return what Kitex writes of an instance."""
+    return json.dumps({"network": "tcp", "address": address, "weight": weight, "tags": None} | more)
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
@@ -118,6 +127,14 @@ class Etcd:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def revive(self, waits: bool = True) -> None:
+        """Have it run again, whatever was done to it."""
+        if self._process is None:
+            self.launch()
+        self.thaw()
+        if waits:
+            self.wait()
+
     def wipe(self) -> None:
         """Take its data away; it must be dead."""
         assert self._process is None
@@ -209,3 +226,88 @@ def cluster(directory: Path, n: int = 3) -> Iterator[list[Etcd]]:
         for member in members:
             member.wait()
         yield members
+
+
+class Wire:
+    """A TCP connection to a member that can be cut, while the member lives; at `url`."""
+
+    def __init__(self, member: Etcd) -> None:
+        scheme, _, to = member.url.partition("://")
+        host, _, port = to.rpartition(":")
+        self._to = (host, int(port))
+        self._at = ("127.0.0.1", *free_ports(1))
+        self.url = f"{scheme}://127.0.0.1:{self._at[1]}"
+        self._listener: socket.socket | None = None
+        self._open: list[list[socket.socket]] = []
+        self._hushed: set[int] = set()
+
+    def mend(self) -> None:
+        """Take connections, from now on."""
+        self._listener = socket.create_server(self._at)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        """Break all connections, and take none; it may be cut already."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        for pair in list(self._open):
+            _hang_up(pair)
+
+    def hush(self) -> None:
+        """Let nothing through any more on the connections of now; they stay open."""
+        self._hushed.update(map(id, self._open))
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with near:
+            try:
+                far = socket.create_connection(self._to, timeout=10)
+            except OSError:
+                return
+            far.settimeout(None)
+            with far:
+                pair = [near, far]
+                self._open.append(pair)
+                back = threading.Thread(target=self._pump, args=(pair, far, near), daemon=True)
+                back.start()
+                self._pump(pair, near, far)
+                back.join()
+                self._open.remove(pair)
+                self._hushed.discard(id(pair))
+
+    def _pump(self, pair: list[socket.socket], source: socket.socket, to: socket.socket) -> None:
+        try:
+            while chunk := source.recv(65536):
+                if id(pair) not in self._hushed:
+                    to.sendall(chunk)
+        except OSError:
+            pass
+        _hang_up(pair)
+
+
+def _hang_up(pair: list[socket.socket]) -> None:
+    for end in pair:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def wire(member: Etcd) -> Iterator[Wire]:
+    """Give a wire to a member that lets everything through, until the end of the block."""
+    wire = Wire(member)
+    wire.mend()
+    try:
+        yield wire
+    finally:
+        wire.cut()
+        wait_for(lambda: not wire._open, "the wire is down")

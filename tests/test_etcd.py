@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,105 +31,21 @@ from rota.discovery.etcd import (
     KratosLayout,
 )
 from rota.discovery.etcd.client import EtcdClient, settings_of, within
-from rota.discovery.etcd.messages import Entry, Lines, OddAnswer, listing_of, notice_of, object_of
+from rota.discovery.etcd.messages import (
+    Entry,
+    Header,
+    Lines,
+    Listing,
+    OddAnswer,
+    listing_of,
+    notice_of,
+    object_of,
+)
 from rota.discovery.etcd.table import Table
 from rota.discovery.resolver import WatchingResolver
-from tests.etcd_server import etcd, wait_for
+from tests.etcd_server import KITEX, etcd, kitex, wait_for
 from tests.servers import free_ports, program
-
-KITEX = "kitex/registry-etcd"
-
-
-def kitex(address, weight=10, **more):
-    return json.dumps({"network": "tcp", "address": address, "weight": weight, "tags": None} | more)
-
-
-def addresses(result):
-    return [instance.address for instance in result.instances]
-
-
-def open_files():
-    """Return what this process has open, where that can be known."""
-    found = []
-    with suppress(FileNotFoundError):
-        for fd in os.listdir("/proc/self/fd"):
-            with suppress(FileNotFoundError):
-                found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return sorted(found)
-
-
-@contextmanager
-def nothing_left():
-    """Fail where a thread or a file of the block is left."""
-    gc.collect()
-    threads, files = set(threading.enumerate()), open_files()
-    yield
-    gc.collect()
-    wait_for(lambda: set(threading.enumerate()) <= threads, "the threads have ended")
-    wait_for(lambda: len(open_files()) <= len(files), "the files are closed")
-
-
-def run(main):
-    """Run a coroutine; afterwards no task, thread or file of it is left."""
-
-    async def checked():
-        await main
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    with nothing_left():
-        asyncio.run(checked())
-
-
-class Watched:
-    """What a watch has said so far."""
-
-    def __init__(self):
-        self.results = []
-        self._news = asyncio.Event()
-
-    async def follow(self, resolver, service):
-        async for result in resolver.watch(service):
-            self.results.append(result)
-            self._news.set()
-        raise AssertionError("a watch must not end")
-
-    @property
-    def result(self):
-        return self.results[-1] if self.results else None
-
-    async def until(self, condition, seconds=60.0):
-        """Return when the last result is as it should be."""
-        deadline = time.monotonic() + seconds
-        while self.result is None or not condition(self.result):
-            self._news.clear()
-            left = deadline - time.monotonic()
-            try:
-                await within(self._news.wait(), left)
-            except asyncio.TimeoutError:
-                raise AssertionError(f"not in {seconds} s, but {self.result!r}") from None
-        return self.result
-
-    async def shows(self, *want, seconds=60.0):
-        """Return when it shows these addresses."""
-        return await self.until(lambda result: addresses(result) == list(want), seconds)
-
-    async def confirms(self):
-        """Return when it has said once more that this is how it is."""
-        n = len(self.results)
-        await self.until(lambda _: len(self.results) > n)
-
-
-@asynccontextmanager
-async def watching(resolver, service):
-    """Watch a service until the end of the block; nothing must be raised."""
-    watched = Watched()
-    task = asyncio.ensure_future(watched.follow(resolver, service))
-    try:
-        yield watched
-        assert not task.done(), task.exception()
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+from tests.watching import addresses, nothing_left, run, watching
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +68,17 @@ def empty(request):
 
 @given(lines=st.lists(st.binary(min_size=1)), data=st.data())
 def test_lines_are_lines_however_they_are_cut(lines, data):
-    stream = b"\n".join(lines) + b"\n"
+    is_whole = data.draw(st.booleans())
+    stream = b"\n".join(lines) + b"\n" * is_whole
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
     parser, got = Lines(), []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         got += parser.feed(stream[start:end])
-    assert got == [line for line in stream.split(b"\n") if line.strip()]
+    want = [line for line in stream.split(b"\n") if line.strip()]
+    if is_whole:
+        assert got == want
+    assert got + parser.end() == want
+    assert parser.end() == []
 
 
 def test_a_line_that_does_not_end_is_given_up(monkeypatch):
@@ -618,8 +540,15 @@ def test_a_table_is_what_the_entries_say(changes, data):
                     shown.setdefault(instance.address, (k, instance))
             result = table.result
             assert result == Result(True, "users", tuple(i for _, i in shown.values()))
-            assert len(table) == len(entries)
-            assert table.newest == max([r for _, r in entries.values()], default=0)
+            newest = max(entries, key=lambda k: entries[k][1], default=None)
+            last = () if newest is None else (Entry(newest, b"", entries[newest][1], 0),)
+            here = Listing(Header(revision, 2, 17), last, len(entries))
+            assert table.is_as(here)
+            assert not table.is_as(replace(here, count=len(entries) + 1))
+            assert not table.is_as(replace(here, entries=(Entry(b"a", b"", revision + 1, 0),)))
+            for one in last:
+                assert not table.is_as(replace(here, entries=(replace(one, lease=7),)))
+                assert not table.is_as(replace(here, entries=()))
             objects = {instance.address: instance for instance in result.instances}
             for address, of in shown.items():
                 if was_shown.get(address) == of:
@@ -633,7 +562,7 @@ def test_a_table_is_what_the_entries_say(changes, data):
         assert table.result is before
         table.load([])
         assert table.result == Result(True, "users", ())
-        assert (len(table), table.newest) == (0, 0)
+        assert table.is_as(Listing(Header(99, 2, 17), (), 0))
     finally:
         logging.disable(logging.NOTSET)
 

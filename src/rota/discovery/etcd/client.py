@@ -41,7 +41,7 @@ LEAST_PAUSE, MOST_PAUSE = 0.05, 2.0
 # By gRPC's codes: cancelled, unknown, deadline exceeded, resource exhausted, aborted, internal,
 # unavailable. The others are refusals, which another endpoint would repeat.
 PASSING = frozenset({1, 2, 4, 8, 10, 13, 14})
-NOT_FOUND, AUTH_NOT_ENABLED, UNAUTHENTICATED = 5, 9, 16
+NOT_FOUND, AUTH_NOT_ENABLED, OUT_OF_RANGE, UNAUTHENTICATED = 5, 9, 11, 16
 
 # What etcd says, with the code of a bad argument, to a token that is none any more.
 STALE = ("user name is empty", "revision of auth store is old", "invalid auth token")
@@ -289,17 +289,29 @@ class EtcdClient:
         """Return all entries whose keys begin with a prefix, in the order of their keys."""
         return await self._ask("/v3/kv/range", _range_of(prefix), listing_of)
 
-    async def newest(self, prefix: str, endpoint: str) -> Listing:
+    async def newest(
+        self, prefix: str, *, revision: int = 0, endpoint: str | None = None
+    ) -> Listing:
         """Return how many entries there are, and the one that changed last, without its value.
 
-        From this endpoint alone. A majority stands behind it.
+        Parameters
+        ----------
+        prefix : str
+        revision : int
+            As of this one; 0: as of now. A majority stands behind it. EtcdError of code
+            OUT_OF_RANGE: it is compacted, or there was none.
+        endpoint : str or None
+            This one alone. None: any.
         """
         query = _range_of(prefix) | {
+            "revision": str(revision),
             "limit": "1",
             "sort_order": "DESCEND",
             "sort_target": "MOD",
             "keys_only": True,
         }
+        if endpoint is None:
+            return await self._ask("/v3/kv/range", query, listing_of)
         return await self._logged_in(
             endpoint, lambda endpoint: self._ask_at(endpoint, "/v3/kv/range", query, listing_of)
         )
@@ -537,8 +549,10 @@ class WatchStream:
         reading, self._reading = self._reading, None
         try:
             chunk = reading.result()
-            if chunk:
-                return [self._notice_of(line) for line in self._lines.feed(chunk)]
+            # An error at the end of all comes without a newline.
+            lines = self._lines.feed(chunk) if chunk else self._lines.end()
+            if chunk or lines:
+                return [self._notice_of(line) for line in lines]
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             raise _unavailable(self.endpoint, error) from error
         except OddAnswer as error:

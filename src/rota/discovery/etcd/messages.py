@@ -228,3 +228,9 @@ class Lines:
         self._parts = [lines.pop()]
         self._size = len(self._parts[0])
         return [line for line in lines if line.strip()]
+
+    def end(self) -> list[bytes]:
+        """Return the line that has begun, as of a stream that is over: none, or one."""
+        rest = b"".join(self._parts)
+        self._parts, self._size = [], 0
+        return [rest] if rest.strip() else []

@@ -10,8 +10,10 @@ from rota.arguments import as_duration
 from rota.discovery.described import Skipped
 from rota.discovery.etcd.client import (
     MOST_PAUSE,
+    OUT_OF_RANGE,
     Backoff,
     EtcdClient,
+    EtcdError,
     EtcdUnavailable,
     News,
     WatchStream,
@@ -159,10 +161,12 @@ class _Follower:
     """Keeps a table as it is in etcd, through everything that may happen in between.
 
     It lists, and watches from there. A watch that breaks is begun again, at the next endpoint,
-    from the last revision that is known. Then, and whenever nothing has come for a while, it
-    asks etcd how many entries there are, and for the revision of the last change: where both are
-    as they are here, so is everything. (Whatever becomes different makes a newer revision, or
-    fewer entries.) Where they are not, what is missing has a moment to come.
+    from the last revision that is known; but first it asks how many entries there were at that
+    revision, and which was the newest: where both are as in the table, so is everything
+    (`Table.is_as`). Where they are not, etcd has lost its data, and goes on with others.
+
+    Then, and whenever nothing has come for a while, it asks the same of now. Where the answer is
+    not as the table, what is missing has a moment to come, before it lists anew.
     """
 
     def __init__(
@@ -177,6 +181,7 @@ class _Follower:
         self._backoff = Backoff()
         self._loop = asyncio.get_running_loop()
         self._known: Header | None = None  # what the table is as of; None: it has to be listed
+        self._is_interrupted = False  # since then
         self._stream: WatchStream | None = None
         self._begun = 0.0  # the stream
         self._check_at = 0.0
@@ -213,6 +218,7 @@ class _Follower:
         if self._stream is not None and self._loop.time() - self._begun > MOST_PAUSE:
             self._backoff.reset()
         await self.close()
+        self._is_interrupted = True
         self._check_at = 0.0  # at once, when there is a watch again
         self._client.rotate()
         await asyncio.sleep(self._backoff.next())
@@ -223,17 +229,20 @@ class _Follower:
             listing = await self._client.list(self._prefix)
             self._table.load(listing.entries)
             self._known = listing.header
+            self._is_interrupted = False
             # A watch that comes after a loss has to prove itself first.
             self._check_at = 0.0 if self._news.is_lost else self._loop.time() + self._heartbeat
             return True
         if self._stream is None:
+            if self._is_interrupted:
+                await self._verify(self._known)
             self._stream = await self._client.watch(self._prefix, self._known.revision + 1)
             self._begun = self._loop.time()
             self._is_suspicious = False
             return False
         wait = self._check_at - self._loop.time()
         if wait <= 0:
-            return await self._check(self._stream, self._known)
+            return await self._check(self._stream)
         notices = await self._stream.receive(wait)
         if notices is None:
             return False
@@ -263,16 +272,26 @@ class _Follower:
             raise _NotTrusted(f"the watch was canceled: {notice.reason}")
         return Header(revision, known.term, known.cluster)
 
-    async def _check(self, stream: WatchStream, known: Header) -> bool:
-        found = await self._client.newest(self._prefix, stream.endpoint)
-        if found.header.is_behind(known):
-            logger.warning(
-                "%s: etcd has forgotten: it is at revision %d, and was at %d",
-                self._source, found.header.revision, known.revision,
-            )  # fmt: skip
-            raise _NotTrusted("it is another store than before")
-        newest = found.entries[0].revision if found.entries else 0
-        if (found.count, newest) == (len(self._table), self._table.newest):
+    async def _verify(self, known: Header) -> None:
+        """See whether etcd still has the history that the table is from."""
+        try:
+            found = await self._client.newest(self._prefix, revision=known.revision)
+        except EtcdError as error:
+            if error.code != OUT_OF_RANGE:
+                raise
+            if "compacted" in str(error):
+                raise _NotTrusted(str(error)) from error
+            told = str(error)
+        else:
+            if not found.header.is_behind(known) and self._table.is_as(found):
+                return
+            told = f"it was another at revision {known.revision}"
+        logger.warning("%s: etcd has lost what it had: %s", self._source, told)
+        raise _NotTrusted("it is another store than before")
+
+    async def _check(self, stream: WatchStream) -> bool:
+        found = await self._client.newest(self._prefix, endpoint=stream.endpoint)
+        if self._table.is_as(found):
             self._known = found.header
             self._is_suspicious = False
             self._check_at = self._loop.time() + self._heartbeat

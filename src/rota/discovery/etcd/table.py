@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rota.discovery.described import Skipped
 from rota.discovery.etcd.layouts import Layout
-from rota.discovery.etcd.messages import Entry
+from rota.discovery.etcd.messages import Entry, Listing
 from rota.discovery.instance import Instance
 from rota.discovery.result import Result
 
@@ -19,6 +19,7 @@ class _Row:
 
     value: bytes
     revision: int
+    lease: int
     instance: Instance | None
 
 
@@ -40,10 +41,6 @@ class Table:
         self._instances: list[Instance] = []
         self._result: Result | None = None
 
-    def __len__(self) -> int:
-        """The number of entries, whatever they say."""
-        return len(self._rows)
-
     @property
     def result(self) -> Result:
         """What there is: the same object until something changes."""
@@ -51,10 +48,25 @@ class Table:
             self._result = Result(True, self._service, tuple(self._instances))
         return self._result
 
-    @property
-    def newest(self) -> int:
-        """The revision of the entry that changed last; 0 where there is none. O(n)."""
-        return max([row.revision for row in self._rows.values()], default=0)
+    def is_as(self, found: Listing) -> bool:
+        """Whether this is how many entries there are, and the newest of them here, too. O(n).
+
+        Of the same history both are as they are, then: whatever becomes different makes a newer
+        revision, or fewer entries. Of another one it would take a miracle, and a lease of the
+        same number.
+        """
+        if found.count != len(self._rows):
+            return False
+        if not found.entries:
+            return found.count == 0
+        newest = found.entries[0]
+        row = self._rows.get(newest.key)
+        return (
+            row is not None
+            and row.lease == newest.lease
+            and row.revision == newest.revision
+            and row.revision == max([row.revision for row in self._rows.values()])
+        )
 
     def load(self, entries: Iterable[Entry]) -> None:
         """Have it consist of these entries."""
@@ -69,13 +81,13 @@ class Table:
         key = entry.key
         row = self._rows.get(key)
         if row is not None and row.value == entry.value:
-            row.revision = entry.revision
+            row.revision, row.lease = entry.revision, entry.lease
             return
         was = None if row is None else row.instance
         now = self._read(entry)
         if now == was:
             now = was
-        self._rows[key] = _Row(entry.value, entry.revision, now)
+        self._rows[key] = _Row(entry.value, entry.revision, entry.lease, now)
         if now is was:
             return
         if was is not None and now is not None and was.address == now.address:
