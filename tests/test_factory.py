@@ -1478,11 +1478,15 @@ from rota.discovery import StaticResolver
 from rota.loadbalance import factory as module
 
 resolver = StaticResolver({"users": ["a"]})
-factory = rota.BalancerFactory(resolver, rota.WeightedRoundRobinBalancer())
-lock, held = module._lock, threading.Event()
+balancer = rota.WeightedRoundRobinBalancer()
+factory = rota.BalancerFactory(resolver, balancer)
+found = rota.Result(True, "orders", [rota.Instance("a")])
+balancer.get_picker(found)
+balancer.rebalance(rota.Change(found))
+held = threading.Event()
 
 def hold():
-    with lock:
+    with module._lock, balancer._lock, balancer._turns["orders"].lock:
         held.set()
         threading.Event().wait(1000)
 
@@ -1492,13 +1496,16 @@ child = os.fork()
 if child == 0:
     assert factory.get("users").get_picker().next().address == "a"
     factory.close()
+    now = rota.Result(True, "orders", [rota.Instance("b")])
+    balancer.rebalance(rota.diff("orders", found, now))
+    assert balancer.get_picker(now).next().address == "b"
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_child_forked_while_a_lock_is_held():
+def test_a_child_forked_while_locks_are_held():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOCKED], capture_output=True, timeout=100
     )

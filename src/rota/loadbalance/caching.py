@@ -1,6 +1,8 @@
 """Balancers that keep one picker for each key."""
 
+import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 
 from rota.discovery import Change, Instance, Result
@@ -40,9 +42,8 @@ class CachingBalancer(ABC):
 
     def __init__(self) -> None:
         self._pickers: dict[str, Picker[Instance]] = {}
-        self._flights: dict[str, _Flight] = {}
-        self._lock = threading.Lock()
-        self._turns: dict[str, Turn] = {}
+        self._begin_anew()
+        _balancers[id(self)] = self
         self._told: dict[str, frozenset[str]] = {}
 
     def is_news(self, what: str, addresses: list[str]) -> bool:
@@ -50,6 +51,13 @@ class CachingBalancer(ABC):
         news = frozenset(addresses)
         told, self._told[what] = self._told.get(what), news
         return news != told
+
+    def _begin_anew(self) -> None:
+        # In a forked child: another thread of the parent may have been in the middle of a change,
+        # with locks held.
+        self._lock = threading.Lock()
+        self._flights: dict[str, _Flight] = {}
+        self._turns: dict[str, Turn] = {}
 
     @abstractmethod
     def build(self, instances: tuple[Instance, ...]) -> Picker[Instance]:
@@ -154,3 +162,16 @@ class CachingBalancer(ABC):
                         flight.has_landed = True
                         if self._flights.get(key) is flight:
                             del self._flights[key]
+
+
+# By what they are, not by what they are equal to.
+_balancers: "weakref.WeakValueDictionary[int, CachingBalancer]" = weakref.WeakValueDictionary()
+
+
+def _in_child() -> None:
+    for balancer in list(_balancers.values()):
+        balancer._begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
