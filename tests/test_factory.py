@@ -1093,7 +1093,12 @@ print("done")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_it_goes_on_in_a_forked_child():
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
