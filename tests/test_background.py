@@ -3,6 +3,8 @@
 import asyncio
 import contextvars
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -270,3 +272,39 @@ def test_in_thread_given_up():
     asyncio.run(main())
     gate.set()  # its loop is closed by now: the result is for nobody
     until(lambda: len(n_done) == 2)
+
+
+LATE = """
+import atexit, asyncio, time, weakref
+
+class Owner: pass
+owner = Owner()
+early = weakref.finalize(owner, print, "finalized")  # registers weakref's own end before ours
+
+from rota.background import LoopThread
+
+loop, other = LoopThread("one"), LoopThread("other")
+
+async def work(name):
+    try:
+        await asyncio.sleep(1000)
+    finally:
+        print(name, "ended")
+
+for each in (loop, other):
+    each.submit(work(each._name))
+    each.run(asyncio.sleep(0.01))
+atexit.register(loop.close)
+"""
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_at_the_end_of_the_interpreter_all_are_stopped(is_early):
+    """Whoever else has something to do there, before or after."""
+    # What is registered last is called first.
+    code = LATE if is_early else "from rota.background import LoopThread\n" + LATE
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert sorted(done.stdout.splitlines()) == ["finalized", "one ended", "other ended"]
+    assert (done.returncode, done.stderr) == (0, "")

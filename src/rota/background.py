@@ -22,9 +22,9 @@ Waited = dict["Future[Any]", Coroutine[Any, Any, Any]]
 # For a loop to end its tasks, when it is closed.
 PATIENCE = 5.0
 
-# The threads of the loops that run, and what stops them, once: at the end of the interpreter
-# they are waited for.
-_alive: dict[threading.Thread, Callable[[], object]] = {}
+# What stops the loops that run, by their threads: at the end of the interpreter these are
+# waited for.
+_alive: "dict[threading.Thread, weakref.finalize[..., Any]]" = {}
 
 # Loops of the parent, in a forked child: closing one would take its files from the parent's
 # selector, so they are kept as they are.
@@ -48,7 +48,7 @@ class LoopThread:
         self._lock = threading.RLock()  # a finalizer may close it in the middle of anything
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: weakref.finalize[..., LoopThread] | None = None
+        self._stop: weakref.finalize[..., Any] | None = None
         self._is_closed = False
         self._waited: Waited = {}
 
@@ -112,7 +112,7 @@ class LoopThread:
             self._is_closed = True
             stop, thread = self._stop, self._thread
         if stop is not None and thread is not None:
-            stop()
+            _stop(stop)
             _join(thread)
 
     def _running(self) -> asyncio.AbstractEventLoop:
@@ -171,6 +171,15 @@ async def _gathered(tasks: set[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _stop(stop: "weakref.finalize[..., Any]") -> None:
+    """Stop a loop, once: a second time would stop it in the middle of ending its tasks."""
+    # Not by calling it: at the end of the interpreter finalizers do nothing any more.
+    found = stop.detach()
+    if found is not None:
+        _, call, arguments, _ = found
+        call(*arguments)
+
+
 def _join(thread: threading.Thread) -> None:
     if thread is not threading.current_thread():
         thread.join(PATIENCE)
@@ -178,9 +187,9 @@ def _join(thread: threading.Thread) -> None:
 
 @atexit.register
 def _end_all() -> None:
-    alive = list(_alive.items())
+    alive = [(thread, stop) for thread, stop in list(_alive.items()) if thread.is_alive()]
     for _, stop in alive:
-        stop()
+        _stop(stop)
     for thread, _ in alive:
         _join(thread)
 
