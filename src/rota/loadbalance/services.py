@@ -219,7 +219,7 @@ class Services:
         return {target: (each.feed.result, each.feed.confirmed) for target, each in services}
 
     def resume(self) -> None:
-        """Stand still, and go on when asked for something: in the child of a fork."""
+        """Stand still, and go on when asked for something: in a forked child, or on another loop."""
         self._flights.clear()
         self._keeper = None
         held = self._held()
