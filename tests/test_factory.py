@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
 import os
@@ -1006,6 +1007,32 @@ def test_it_goes_on_on_a_loop_of_a_forked_child():
         [sys.executable, "-W", "ignore", "-c", ASYNC_FORK], capture_output=True, timeout=100
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("method", ["resolve", "watch"])
+def test_the_context_of_who_asked_first_is_not_kept(method):
+    class Request:
+        pass
+
+    request = contextvars.ContextVar("request")
+
+    async def main():
+        source = Pushing() if method == "watch" else Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer())
+
+        async def ask():
+            request.set(Request())
+            return await factory.get("users"), weakref.ref(request.get())
+
+        users, asked = await asyncio.create_task(ask())
+        await asyncio.sleep(20)
+        gc.collect()
+        assert asked() is None
+        assert picked(users) == {"a"}
+        await factory.close()
+
+    run(main())
 
 
 def test_one_factory_is_of_one_loop():
