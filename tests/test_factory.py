@@ -1321,6 +1321,42 @@ def test_a_resolver_that_exits_ends_its_thread_alone():
         until(lambda: picked(users) == {"c"})
 
 
+@pytest.mark.parametrize("is_pushed", [True, False])
+def test_an_answer_that_was_overtaken_changes_nothing(is_pushed):
+    async def main():
+        source = Pushing() if is_pushed else Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(
+            source, WeightedRoundRobinBalancer(), refresh=1e6, updates=AT_ONCE
+        )
+        users = await factory.get("users")
+        await asyncio.sleep(1)
+
+        async def resolve(desc):
+            found = source.services[desc]
+            await asyncio.sleep(delay)
+            return Result(True, desc, found)
+
+        source.resolve = resolve
+        delay = 10
+        looking = asyncio.create_task(factory.refresh("users"))
+        await asyncio.sleep(1)
+        if is_pushed:
+            source.push("users", "b")
+            await asyncio.sleep(1)
+        else:
+            source.put("users", "b")
+            delay = 1
+            await factory.refresh("users")
+        await looking
+        assert picked(users) == {"b"}
+        source.put("users", "c")
+        await factory.refresh("users")
+        assert picked(users) == {"c"}
+
+    run(main())
+
+
 def test_an_answer_that_comes_after_the_end_changes_nothing():
     async def main():
         source = Source()
