@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
 import os
@@ -949,6 +950,91 @@ def test_a_loop_that_ends_takes_all_with_it():
     assert asyncio.run(again()) == {"a"}  # there may be another loop after it
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_is_closed_over_its_tasks(caplog):
+    source = Source()
+    source.put("users", "a")
+    factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer(), refresh=0.01)
+    loop = asyncio.new_event_loop()
+    users = loop.run_until_complete(factory.get("users"))
+    loop.close()
+    source.put("users", "b")
+
+    async def again():
+        assert await factory.get("users") is users
+        while picked(users) != {"b"}:
+            await asyncio.sleep(0.01)
+        await factory.close()
+
+    asyncio.run(asyncio.wait_for(again(), 60))
+
+
+ASYNC_FORK = """
+import asyncio, os, sys
+import rota
+from rota.discovery import StaticResolver
+
+factory = rota.AsyncBalancerFactory(
+    StaticResolver({"users": ["a"], "orders": ["b"]}), rota.WeightedRoundRobinBalancer())
+
+async def use():
+    for name in ("users", "orders"):
+        assert (await factory.get(name)).get_picker().next() is not None
+    assert len(asyncio.all_tasks()) == 4
+    await factory.close()
+    assert len(asyncio.all_tasks()) == 1
+
+async def main():
+    users = await factory.get("users")
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(use())
+        except BaseException as error:
+            print(repr(error))
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    await use()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_it_goes_on_on_a_loop_of_a_forked_child():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ASYNC_FORK], capture_output=True, timeout=100
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("method", ["resolve", "watch"])
+def test_the_context_of_who_asked_first_is_not_kept(method):
+    class Request:
+        pass
+
+    request = contextvars.ContextVar("request")
+
+    async def main():
+        source = Pushing() if method == "watch" else Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(source, WeightedRoundRobinBalancer())
+
+        async def ask():
+            request.set(Request())
+            return await factory.get("users"), weakref.ref(request.get())
+
+        users, asked = await asyncio.create_task(ask())
+        await asyncio.sleep(20)
+        gc.collect()
+        assert asked() is None
+        assert picked(users) == {"a"}
+        await factory.close()
+
+    run(main())
+
+
 def test_one_factory_is_of_one_loop():
     source = Source()
     source.put("users", "a")
@@ -1217,6 +1303,61 @@ def test_a_resolver_that_is_cancelled_by_itself_is_asked_again(method):
         await asyncio.sleep(12)
         assert picked(users) == {"b"}
         await factory.close()
+
+    run(main())
+
+
+def test_a_resolver_that_exits_ends_its_thread_alone():
+    source = Blocking()
+    with BalancerFactory(source, WeightedRoundRobinBalancer(), refresh=0.01) as factory:
+        users = factory.get("users")
+        resolve, n = source.resolve, []
+
+        def leave(desc):
+            n.append(desc)
+            sys.exit(3)
+
+        source.resolve = leave
+        until(lambda: len(n) > 3)
+        with pytest.raises(RuntimeError, match="raised SystemExit"):
+            factory.get("orders")
+        source.resolve = resolve
+        source.instances = (Instance("c"),)
+        until(lambda: picked(users) == {"c"})
+
+
+@pytest.mark.parametrize("is_pushed", [True, False])
+def test_an_answer_that_was_overtaken_changes_nothing(is_pushed):
+    async def main():
+        source = Pushing() if is_pushed else Source()
+        source.put("users", "a")
+        factory = AsyncBalancerFactory(
+            source, WeightedRoundRobinBalancer(), refresh=1e6, updates=AT_ONCE
+        )
+        users = await factory.get("users")
+        await asyncio.sleep(1)
+
+        async def resolve(desc):
+            found = source.services[desc]
+            await asyncio.sleep(delay)
+            return Result(True, desc, found)
+
+        source.resolve = resolve
+        delay = 10
+        looking = asyncio.create_task(factory.refresh("users"))
+        await asyncio.sleep(1)
+        if is_pushed:
+            source.push("users", "b")
+            await asyncio.sleep(1)
+        else:
+            source.put("users", "b")
+            delay = 1
+            await factory.refresh("users")
+        await looking
+        assert picked(users) == {"b"}
+        source.put("users", "c")
+        await factory.refresh("users")
+        assert picked(users) == {"c"}
 
     run(main())
 

@@ -207,7 +207,8 @@ def _call_soon(
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function that may block on a daemon thread, and return what it returns.
 
-    Cancelled, it lets the function run on: its result is for nobody.
+    Cancelled, it lets the function run on: its result is for nobody. For SystemExit and
+    KeyboardInterrupt, which would end the event loop, and StopIteration it raises RuntimeError.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -225,8 +226,8 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
         error: BaseException | None = None
         try:
             result = context.run(function, *arguments)
-        except StopIteration as stop:  # no future takes it
-            error = RuntimeError(f"{function!r} raised StopIteration")
+        except (StopIteration, SystemExit, KeyboardInterrupt) as stop:
+            error = RuntimeError(f"{function!r} raised {type(stop).__name__}")
             error.__cause__ = stop
         except BaseException as raised:
             error = raised

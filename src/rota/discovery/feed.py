@@ -91,6 +91,8 @@ class Feed:
         self._stabilizer = Stabilizer(first, policy)
         self._wanted = self.result  # what `result` is to become
         self._said = first
+        self._n_asked = 0
+        self._newest = 0  # of those asked for or pushed, the last that was heard
         self._timer: asyncio.TimerHandle | None = None
         self._is_lost = False
         self._is_closed = False
@@ -115,7 +117,12 @@ class Feed:
 
     async def refresh(self) -> None:
         """Ask now, and make what has changed, as far as it is believed."""
-        self._hear(await resolve(self._resolver, self._desc))
+        self._n_asked += 1
+        number = self._n_asked
+        said = await resolve(self._resolver, self._desc)
+        if number > self._newest:  # else what is newer has overtaken it
+            self._newest = number
+            self._hear(said)
 
     async def _poll(self) -> None:
         while not self._is_closed:
@@ -134,6 +141,8 @@ class Feed:
                 results = resolver.watch(self._desc)
                 try:
                     async for said in results:
+                        if said is not self._said:
+                            self._newest = self._n_asked
                         self._hear(said)
                         if self._is_closed:
                             return

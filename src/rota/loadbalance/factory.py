@@ -225,6 +225,7 @@ class AsyncBalancerFactory(Factory):
     def _set_up(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: _Life | None = None
+        self._process = os.getpid()
         self._is_closed = False
 
     async def get(self, endpoint: Any) -> ServiceBalancer:
@@ -278,9 +279,11 @@ class AsyncBalancerFactory(Factory):
             raise RuntimeError("the factory is closed")
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            if self._loop is not None and not self._loop.is_closed():
+            is_parents = self._process != os.getpid()
+            if self._loop is not None and not self._loop.is_closed() and not is_parents:
                 raise RuntimeError("the factory is used on another loop")
-            self._held.clear()
+            self._services.resume()  # the loop may have been closed over their tasks
+            self._process = os.getpid()
             self._loop, self._life = loop, _Life()
             keeper = self._services.start()
             end = weakref.finalize(self._life, _cancel, loop, weakref.ref(keeper))

@@ -6,10 +6,11 @@ reference only.
 """
 
 import asyncio
+import contextvars
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -161,12 +162,13 @@ class Services:
         """Look after what is used no more, until cancelled: then all is closed."""
         if self._keeper is None or self._keeper.done():
             # A task that never began runs none of its own code when it is cancelled.
-            loop = asyncio.get_running_loop()
-            self._keeper = loop.create_task(self._keep())
-            self._keeper.add_done_callback(lambda task: self._close_all())
+            self._keeper = _begun(self._keep())
+            self._keeper.add_done_callback(
+                lambda task: self._close_all(), context=contextvars.Context()
+            )
             for service in self._services.values():
                 if service.task is None:
-                    service.task = loop.create_task(service.feed.run())
+                    service.task = _begun(service.feed.run())
         return self._keeper
 
     async def get(self, target: str, life: object) -> ServiceBalancer:
@@ -219,7 +221,7 @@ class Services:
         return {target: (each.feed.result, each.feed.confirmed) for target, each in services}
 
     def resume(self) -> None:
-        """Stand still, and go on when asked for something: in the child of a fork."""
+        """Stand still, and go on when asked for something: in a forked child, on another loop."""
         self._flights.clear()
         self._keeper = None
         held = self._held()
@@ -258,7 +260,7 @@ class Services:
         if self._keeper is None or self._keeper.done():  # the resolver has swallowed that
             raise RuntimeError(f"the factory of {target!r} is closed")
         service = Service(self.balancer, self._feed(target, first))
-        service.task = asyncio.get_running_loop().create_task(service.feed.run())
+        service.task = _begun(service.feed.run())
         self._services[target] = service
         return service
 
@@ -344,6 +346,11 @@ class Services:
         self.events.push(Event(name, detail=key, extra={"key": key, **kinds}))
         if self._bus is not None:
             self._bus.dispatch(Event(name, detail=key, extra=change))
+
+
+def _begun(coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Begin a task that outlives who asked first, whose context it must not keep."""
+    return contextvars.Context().run(asyncio.get_running_loop().create_task, coroutine)
 
 
 def described(instance: Instance) -> dict[str, Any]:
