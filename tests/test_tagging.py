@@ -602,6 +602,14 @@ def held(picker, names=("", "1", "2", "3", "7", ANY)):
     )
 
 
+def names_held(picker):
+    """Who is in which group, by the name on a ring."""
+    return {
+        name: sorted(hash_key or address for address, _, hash_key, _, _ in group or ())
+        for name, group in held(picker).items()
+    }
+
+
 def check_groups(balancer, picker, instances):
     """What we know of the groups is what there is."""
     groups = picker._groups
@@ -652,7 +660,12 @@ def test_the_groups_are_those_of_the_latest_result(inner, steps, fallback):
             older = change
             picker = balancer.get_picker(now)
             fresh = tagging(INNER[inner](), fallback=fallback).get_picker(now)
-            assert held(picker) == held(fresh)
+            names = {i.hash_key or i.address for i in instances}
+            if inner == "consist" and len(names) < len(instances):
+                # The first of one ring name is served, and who joins a group comes last.
+                assert names_held(picker) == names_held(fresh)
+            else:
+                assert held(picker) == held(fresh)
             check_groups(balancer, picker, instances)
             # Two of one ring name are one.
             check_picks(picker, instances, fallback, is_all=inner != "consist")
