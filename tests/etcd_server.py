@@ -73,13 +73,14 @@ class Etcd:
             f"--listen-peer-urls={peer_url}",
             f"--initial-advertise-peer-urls={peer_url}",
             "--initial-cluster=" + ",".join(f"{n}={url}" for n, url in self._members.items()),
-            "--heartbeat-interval=100",
-            "--election-timeout=1000",
+            "--heartbeat-interval=50",
+            "--election-timeout=500",
             *(options or []),
         ]
         self._context = ssl._create_unverified_context() if scheme == "https" else None
         self._process: subprocess.Popen[bytes] | None = None
         self.token: str | None = None
+        self.patience = 20.0  # seconds for `ask`
 
     def launch(self) -> None:
         """Start it, without waiting until it answers."""
@@ -147,7 +148,9 @@ class Etcd:
             f"{self.url}/v3/{path}", json.dumps(query).encode(), headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=20, context=self._context) as answer:
+            with urllib.request.urlopen(
+                request, timeout=self.patience, context=self._context
+            ) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             with error:

@@ -72,7 +72,9 @@ def three(tmp_path_factory):
 @pytest.fixture
 def members(three):
     """A cluster of three, which run, and are empty."""
-    three[0].delete_all(KITEX)
+    for member in three:
+        member.patience = 1.0  # what was sent to a leader that is gone is answered by nobody
+    asyncio.run(insist(three[0].delete_all, KITEX))
     yield three
     for member in three:
         member.revive(waits=False)
@@ -92,7 +94,7 @@ def test_killed_and_restarted(server, caplog):
             await put(server, "a:1")
             a = (await watched.shows("a:1", "r:1")).instances[0]
             await watched.confirms()
-            for i in range(3):
+            for i in range(2):
                 caplog.clear()
                 server.kill()
                 n = len(watched.results)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import etcd_server
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -22,10 +24,23 @@ def examples_of(page):
     return blocks
 
 
+# What the examples of a page find in their namespace, besides: fixtures.
+NEEDED = {"etcd.md": "ETCD"}
+
+
+@pytest.fixture
+def ETCD(tmp_path):
+    """The URL of a real etcd."""
+    with etcd_server.etcd(tmp_path / "etcd") as server:
+        yield server.url
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page(page):
+def test_page(page, request):
     """The examples of a page run one after another, in one namespace."""
     names = {"__name__": "example"}
+    if needed := NEEDED.get(page.name):
+        names[needed] = request.getfixturevalue(needed)
     n_examples = 0
     for line, text in examples_of(page).items():
         n_examples += 1

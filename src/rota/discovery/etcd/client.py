@@ -375,6 +375,8 @@ class EtcdClient:
                 return await within(begin(endpoint), self._settings.timeout)
             except asyncio.TimeoutError:
                 raise _silent(endpoint, self._settings.timeout) from None
+            except EtcdError:
+                raise
             except (aiohttp.ClientError, OSError) as error:
                 raise _unavailable(endpoint, error) from error
 
@@ -549,12 +551,13 @@ class WatchStream:
         reading, self._reading = self._reading, None
         try:
             chunk = reading.result()
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            raise _unavailable(self.endpoint, error) from error
+        try:
             # An error at the end of all comes without a newline.
             lines = self._lines.feed(chunk) if chunk else self._lines.end()
             if chunk or lines:
                 return [self._notice_of(line) for line in lines]
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            raise _unavailable(self.endpoint, error) from error
         except OddAnswer as error:
             raise _odd(self.endpoint, error) from error
         raise EtcdUnavailable(f"{self.endpoint}: has ended the watch")
