@@ -1,9 +1,11 @@
 """Real servers for the tests: found or installed, started on loopback, always stopped."""
 
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -23,7 +25,11 @@ def program(name: str, package: str) -> str:
         return found
     said = "not root, or no apt-get"
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        said = _install(package)
+        # Tests of the kernels and of the reference run at once, and apt alone.
+        with open(Path(tempfile.gettempdir()) / "rota-tests-apt.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if shutil.which(name, path=PATH) is None:
+                said = _install(package)
         if found := shutil.which(name, path=PATH):
             return found
     reason = f"no {name} here; on Debian or Ubuntu: apt-get install {package} ({said})"
