@@ -171,3 +171,17 @@ def test_bad_events_and_callbacks_are_refused():
     bus.watch("b", inner)
     bus.dispatch_and_wait(Event("b"))
     assert len(caught) == 1
+
+
+def test_a_finalizer_may_end_a_watch_anywhere():
+    bus, heard = EventBus(), []
+    bus.watch("it", heard.append)
+
+    class Watching:
+        def __del__(self):
+            bus.unwatch("it", heard.append)
+
+    with bus._lock:
+        Watching()
+    bus.dispatch_and_wait(Event("it"))
+    assert heard == []

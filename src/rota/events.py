@@ -59,7 +59,7 @@ class EventBus:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may end a watch in the middle of anything
         self._watchers: dict[str, tuple[Callback, ...]] = {}
         self._pending: deque[_Delivery] = deque()
         self._worker: threading.Thread | None = None
