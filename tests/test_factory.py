@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import json
 import logging
 import os
 import subprocess
@@ -739,10 +740,25 @@ def test_events_go_to_the_queue_and_the_bus():
             "added": [],
             "updated": [{"address": "tcp://b", "weight": 300}],
             "removed": [],
+            "n_added": 0,
+            "n_updated": 1,
+            "n_removed": 0,
         }
     until(lambda: len(heard) == 301)
     assert heard[-1].name == "discovery_delete"
     assert factory.events.dump()[0].name == "discovery_delete"
+
+
+def test_events_of_large_changes_name_some():
+    source = Source()
+    source.put("users", "a")
+    with BalancerFactory(source, WeightedRoundRobinBalancer(), updates=AT_ONCE) as factory:
+        factory.get("users")
+        source.put("users", "a", *[f"b{k}" for k in range(1000)])
+        factory.refresh()
+        extra = factory.events.dump()[0].extra
+        assert (len(extra["added"]), extra["n_added"]) == (100, 1000)
+        json.dumps(extra)
 
 
 def test_dump_has_every_factory():

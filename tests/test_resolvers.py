@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -286,3 +289,21 @@ def test_nothing_is_left_of_a_watch(how):
         gc.collect()
         with pytest.raises(StopIteration):  # nothing it would wait for
             watch.aclose().send(None)
+
+
+FORK = """
+import os, sys
+from rota import Instance, MemoryRegistry
+registry = MemoryRegistry()
+registry._lock.acquire()  # as another thread may hold it
+child = os.fork()
+if child == 0:
+    registry.publish("s", Instance("a:1"))
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_may_publish_in_memory():
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)

@@ -1,6 +1,8 @@
 """Discovery inside one process: no server, no file, changes pushed."""
 
+import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -34,6 +36,7 @@ class MemoryRegistry:
         # What a service was resolved to is what its next change is compared with: balancers
         # know by that object that they have missed nothing.
         self._results: dict[str, Result] = {}
+        _registries.add(self)
 
     @property
     def name(self) -> str:
@@ -115,3 +118,20 @@ class MemoryRegistry:
         if self._bus is not None:
             self._bus.dispatch(Event(what, detail=service, extra=change))
         self._bells.ring((service,))
+
+    def _begin_anew(self) -> None:
+        # In a forked child: locks may be held by, and watches be of, who is not there.
+        self._lock = threading.Lock()
+        self._bells = Bells()
+
+
+_registries: "weakref.WeakSet[MemoryRegistry]" = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for registry in list(_registries):
+        registry._begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

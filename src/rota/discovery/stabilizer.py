@@ -12,6 +12,7 @@ No clock and no timer: whoever has one asks.
 import math
 from dataclasses import dataclass
 
+from rota.arguments import as_duration, as_seconds
 from rota.discovery.instance import Instance
 from rota.discovery.result import Result
 
@@ -26,9 +27,9 @@ class UpdatePolicy:
         For how long a list must have been empty to be believed; inf: never.
     max_removed : float in (0, 1], or None
         The share of the instances that may leave in one step; at least one may. None: all.
-    step : float, seconds > 0
+    step : float, seconds in [1e-6, 1e9]
         Between two such steps.
-    debounce : float, seconds >= 0
+    debounce : float, seconds >= 0, finite
         A change that comes later than this after the last one is made at once; what comes
         sooner is gathered until then.
 
@@ -44,15 +45,10 @@ class UpdatePolicy:
     debounce: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("empty_grace", "step", "debounce"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-            least_is_none = name == "step"
-            if not (value > 0 if least_is_none else value >= 0):
-                raise ValueError(
-                    f"{name} must be {'> 0' if least_is_none else '>= 0'}, got {value}"
-                )
+        as_duration("step", self.step)
+        as_seconds("debounce", self.debounce)
+        if self.empty_grace != math.inf:
+            as_seconds("empty_grace", self.empty_grace)
         share = self.max_removed
         if share is None:
             return

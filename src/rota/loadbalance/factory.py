@@ -94,7 +94,11 @@ class Factory:
 
     @property
     def events(self) -> EventQueue:
-        """The last 200 changes and deletions: dictionaries, with addresses and weights."""
+        """The last 200 changes and deletions; `extra` is a dictionary for `json.dumps`.
+
+        It has the "key", and of "added", "updated" and "removed" the addresses and weights of
+        the first 100, and how many there were: "n_added" and so on.
+        """
         return self._services.events
 
     def add_rebalance_hook(self, hook: Hook) -> Callable[[], None]:

@@ -24,6 +24,9 @@ from rota.loadbalance.interface import LoadBalancer, Picker, Rebalancer
 
 logger = logging.getLogger(__name__)
 
+# Instances of each kind that an event of the queue names.
+MOST_DESCRIBED = 100
+
 Hook = Callable[[Change], object]
 
 # What is not a coroutine is not cancelled by us: it has met something else that was.
@@ -338,10 +341,12 @@ class Services:
 
     def _tell(self, name: str, change: Change) -> None:
         key = change.result.cache_key
-        kinds: dict[str, Any] = {
-            kind: [described(instance) for instance in getattr(change, kind)]
-            for kind in ("added", "updated", "removed")
-        }
+        # Of many the first: the queue keeps hundreds of these.
+        kinds: dict[str, Any] = {}
+        for kind in ("added", "updated", "removed"):
+            instances = getattr(change, kind)
+            kinds[kind] = [described(instance) for instance in instances[:MOST_DESCRIBED]]
+            kinds[f"n_{kind}"] = len(instances)
         # Not the change itself: the queue would keep hundreds of lists alive.
         self.events.push(Event(name, detail=key, extra={"key": key, **kinds}))
         if self._bus is not None:
