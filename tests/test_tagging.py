@@ -342,6 +342,20 @@ def test_a_group_may_be_the_fallback(uncached_or_cached):
     assert tries(picker, "2") == ["c"]
 
 
+def test_attempts_take_no_turns_of_the_group_twice():
+    """Where the fallback is the request's own group it is gone through once."""
+    instances = [copy_of(f"c{i}", "2", 5 + 2 * i) for i in range(5)]
+    one, other = (
+        tagging(WeightedRoundRobinBalancer(seed=1), fallback=fallback).get_picker(
+            cached(*instances)
+        )
+        for fallback in ("2", None)
+    )
+    for _ in range(10):
+        assert tries(one, "2") == tries(other, "2")
+        assert one.next(None, "2") is other.next(None, "2")
+
+
 def test_a_fallback_that_is_nobody(uncached_or_cached):
     for fallback in ("9", ANY, None):
         picker = tagging(fallback=fallback).get_picker(uncached_or_cached())
@@ -471,9 +485,16 @@ def test_only_the_groups_that_are_touched_are_told():
     ]
     balancer.rebalance(change)
     assert inner.told() == []
+    f = copy_of("f")
+    change = step(change.result, *change.result.instances, f)
+    balancer.rebalance(change)
+    assert inner.told() == [("rebalance", "df", "f", "", "")]
     for again in (Change(change.result), Change(cached(*change.result.instances[::-1]))):
         balancer.rebalance(again)  # the same as before
         assert inner.told() == []
+    change = step(cached(), *[i for i in change.result.instances if i is not f])
+    balancer.rebalance(change)
+    assert inner.told() == [("rebalance", "d", "", "", "f")]
     balancer.rebalance(Change(cached(D)))
     assert sorted(inner.told()) == [("delete", "", "", "", "a"), ("delete", "", "", "", "b")]
     balancer.rebalance(Change(cached()))
@@ -695,26 +716,26 @@ def check_picks(picker, instances, fallback, is_all):
 @pytest.mark.parametrize(
     "change",
     [
-        Change(cached(C, D), added=[B], previous=cached()),
-        Change(cached(C, D), added=[C], removed=[A]),
+        Change(cached(C, D), added=[C, D], removed=[A]),
+        Change(cached(C, D), added=[A, C], removed=[A, B]),
         Change(cached(C, D), updated=[D]),
         Change(cached(C, D), removed=[C]),
         Change(cached(C, D), added=[C, D], removed=[A, A]),
-        Change(cached(C, D), added=[C, C], removed=[A, B]),
+        Change(cached(C, D), added=[C, C], removed=[A]),
         Change(cached(C, D), updated=[A], removed=[A]),
     ],
     ids=lambda change: "",
 )
 def test_a_change_that_is_wrong_is_compared_as_a_whole(change):
-    """Someone's own diff may say anything: what counts is how things stand."""
+    """A diff of one's own may say what cannot be: what counts is how things stand."""
     for fallback in (None, ANY):
         balancer = tagging(fallback=fallback)
         first = cached(A, B)
         picker = balancer.get_picker(first)
-        balancer.rebalance(step(first, A, B))
-        previous = Result(True, "s", first.instances) if change.previous is None else None
-        balancer.rebalance(Change(change.result, *parts_of(change)[1:], previous=previous))
-        assert held(picker) == held(tagging(fallback=fallback).get_picker(change.result))
+        balancer.rebalance(Change(change.result, *parts_of(change)[1:], previous=first))
+        fresh = tagging(fallback=fallback).get_picker(change.result)
+        assert held(picker) == held(fresh)
+        check_groups(balancer, picker, change.result.instances)
 
 
 # -- what it costs --------------------------------------------------------------------------
@@ -798,6 +819,7 @@ def test_a_change_costs_what_has_changed(inner, fallback):
         for now in edits(copies, n):
             change = diff("s", change.result, now)
             costs[n].append(work_of(partial(balancer.rebalance, change)))
+            costs[n].append(work_of(partial(balancer.rebalance, change)))  # told again
         assert balancer.get_picker(result) is picker
         fresh = tagging(INNER[inner](), fallback=fallback).get_picker(change.result)
         assert held(picker) == held(fresh)
@@ -895,17 +917,18 @@ def test_what_cannot_be_taken_back_is_made_anew(caplog):
 
 
 def test_a_change_of_a_balancer_that_is_not_told_is_taken_back():
-    """It makes pickers, and fails for one of two groups: the other's very picker is back."""
+    """It makes pickers, and fails for the last of three groups: the others' very ones are back."""
     balancer = tagging(Making())
-    first = cached(A, B, C)
+    c2 = copy_of("c2", "2")
+    first = cached(A, B, C, c2)
     picker = balancer.get_picker(first)
     before = [picker.group(name) for name in ("1", "2", "3")]
-    bad = [copy_of(f"big{i}", "2", 2**62) for i in range(2)]
-    change = step(first, copy_of("a", "3"), B, C, *bad)
+    heavier = (copy_of("a", "3"), copy_of("b", "1", 20))
+    change = step(first, *heavier, copy_of("c", "2", 2**62), copy_of("c2", "2", 2**62))
     with pytest.raises(ValueError, match="weights"):
         balancer.rebalance(change)
     assert [picker.group(name) for name in ("1", "2", "3")] == before
-    balancer.rebalance(step(change.result, copy_of("a", "3"), B))
+    balancer.rebalance(step(change.result, *heavier))
     assert [picks(picker, name) for name in ("1", "2", "3")] == [{"b"}, {None}, {"a"}]
     assert picker.group("1") is not before[0]
 
@@ -952,6 +975,11 @@ def test_a_request_whose_group_leaves_finds_the_fallback():
         balancer.rebalance(back)
         moves = step(back.result, copy_of("a", "2"), e)
         balancer.rebalance(moves)
+        alone = step(moves.result, copy_of("a", "2", 0), copy_of("f", "1"))
+        balancer.rebalance(alone)
+        assert None not in seen
+        joins = step(alone.result, copy_of("a", "2"))
+        balancer.rebalance(joins)
         assert None not in seen
         assert len(seen) >= 10
         seen.clear()

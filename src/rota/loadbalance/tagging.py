@@ -160,9 +160,7 @@ class TaggingPicker:
         if self._fallback is None:
             return None
         other = self._pickers.get(self._fallback)
-        if other is None or other is picker:
-            return None
-        return other.next(ctx, request)
+        return None if other is None else other.next(ctx, request)
 
     def attempts(self, ctx: object = None, request: object = None) -> Iterator[Instance]:
         """Return an iterator over distinct instances in the order to try them.
