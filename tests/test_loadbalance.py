@@ -475,3 +475,12 @@ def test_our_balancers_and_pickers_are_what_the_protocols_say(balancer):
     assert isinstance(balancer, LoadBalancer)
     assert isinstance(balancer, Rebalancer)
     assert isinstance(balancer.get_picker(cached(1, 2)), Picker)
+
+
+def test_services_that_take_turns_are_told_of_once(caplog):
+    """Not once a request, where results may not be cached."""
+    balancer = WeightedRoundRobinBalancer()
+    for _ in range(20):
+        for name in ("a", "b", "c"):
+            balancer.get_picker(Result(instances=[Instance(name, 0), Instance(name + "1", 1)]))
+    assert len(caplog.records) == 3

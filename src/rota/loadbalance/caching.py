@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from rota.discovery import Change, Instance, Result
 from rota.loadbalance.interface import Picker
 
+MOST_TOLD = 100  # sets of one kind that a warning was given of
+
 
 class _Flight:
     """The making of one picker, which others wait for."""
@@ -44,13 +46,17 @@ class CachingBalancer(ABC):
         self._pickers: dict[str, Picker[Instance]] = {}
         self._begin_anew()
         _balancers[id(self)] = self
-        self._told: dict[str, frozenset[str]] = {}
+        self._told: dict[str, dict[frozenset[str], None]] = {}
 
     def is_news(self, what: str, addresses: list[str]) -> bool:
-        """Whether these are others than the last of this kind: one warning, not one a request."""
-        news = frozenset(addresses)
-        told, self._told[what] = self._told.get(what), news
-        return news != told
+        """Whether these have not been told of: one warning for each set, not one a request."""
+        told, news = self._told.setdefault(what, {}), frozenset(addresses)
+        if news in told:
+            return False
+        if len(told) >= MOST_TOLD:
+            told.clear()
+        told[news] = None
+        return True
 
     def _begin_anew(self) -> None:
         # In a forked child: another thread of the parent may have been in the middle of a change,
