@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -778,6 +779,23 @@ def test_the_next_endpoint_is_asked(server):
     run(main())
 
 
+def test_an_endpoint_that_says_nothing_costs_its_timeout(server):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoints = [f"127.0.0.1:{silent.getsockname()[1]}", server.url]
+
+        async def main():
+            resolver = EtcdResolver(endpoints, timeout=0.3)
+            registry = EtcdRegistry(endpoints, timeout=0.3)
+            for _ in range(4):  # each begins elsewhere
+                async with registry.registered("users", Instance("a:1")):
+                    assert addresses(await resolver.resolve("users")) == ["a:1"]
+                    watch = resolver.watch("users")
+                    assert addresses(await anext(watch)) == ["a:1"]
+                    await watch.aclose()
+
+        run(main())
+
+
 def test_names_are_looked_up(server):
     async def main():
         server.put(f"{KITEX}/users/a:1", kitex("a:1"))
@@ -844,7 +862,7 @@ def test_what_is_no_etcd_is_named(status, body, said):
                 await EtcdResolver(url).resolve("users")
             assert url in str(caught.value)
             with pytest.raises(EtcdUnavailable, match=url):
-                async with EtcdRegistry(url, timeout=0.3).registered("users", Instance("a:1")):
+                async with EtcdRegistry(url, timeout=0.1).registered("users", Instance("a:1")):
                     pass
 
     with nothing_left():
@@ -1141,7 +1159,7 @@ def test_an_etcd_that_is_not_there():
     with (
         nothing_left(),
         EtcdRegistry(endpoints, timeout=0.5) as registry,
-        pytest.raises(EtcdUnavailable, match=r"users/a:1 is not written in 0\.5 s: .*127"),
+        pytest.raises(EtcdUnavailable, match=r"users/a:1 is not written in 1 s: .*127"),
     ):
         registry.register("users", Instance("a:1"))
 
@@ -1273,6 +1291,38 @@ def test_many_threads_register(server):
             thread.join()
         assert failures == []
         assert {key[-3:] for key in server.entries(KITEX)} == {f"{k}:9" for k in range(8)}
+
+
+@pytest.mark.parametrize("what", ["watch", "register"])
+def test_cancelled_at_every_step(server, what):
+    """Wherever it is when it is cancelled: it is, and nothing of it stays open."""
+    resolver = EtcdResolver(server.url, heartbeat=0.05)
+    registry = EtcdRegistry(server.url, ttl=2)
+
+    async def watch():
+        async for _ in resolver.watch("users"):
+            pass
+
+    async def register():
+        async with registry.registered("users", Instance("a:1")):
+            await asyncio.sleep(0.01)
+
+    async def main():
+        for n_steps in range(60):
+            task = asyncio.ensure_future(watch() if what == "watch" else register())
+            for _ in range(n_steps):
+                await asyncio.sleep(0.0002 * (n_steps % 2))
+            if task.done():
+                task.result()
+                break
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+        gc.collect()  # what was not closed complains
+        assert server.entries(KITEX) == {}
+
+    run(main())
 
 
 def test_a_client_is_of_use_while_it_is_open(server):

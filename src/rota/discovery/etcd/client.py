@@ -256,6 +256,7 @@ class EtcdClient:
         self._endpoints = random.sample(settings.endpoints, len(settings.endpoints))
         self._token: str | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._responses: set[aiohttp.ClientResponse] = set()  # of watches
 
     async def __aenter__(self) -> "EtcdClient":
         self._session = aiohttp.ClientSession(
@@ -273,6 +274,8 @@ class EtcdClient:
         traceback: TracebackType | None,
     ) -> None:
         session, self._session = self._session, None
+        for response in self._responses:  # of a watch that began as we were cancelled
+            response.close()
         if session is not None:
             await session.close()
             await asyncio.sleep(0)  # transports close their sockets in the loop's next round
@@ -360,6 +363,7 @@ class EtcdClient:
 
         async def begin(endpoint: str) -> WatchStream:
             response = await self._send(endpoint, "/v3/watch", body, is_endless=True)
+            self._responses = {one for one in self._responses if not one.closed} | {response}
             stream = WatchStream(endpoint, response)
             try:
                 if response.status != 200:

@@ -6,6 +6,7 @@ import os
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from types import TracebackType
 from weakref import WeakSet
 
@@ -42,7 +43,9 @@ class AsyncRegistration:
     def __init__(
         self, settings: Settings, layout: Layout, ttl: int, service: str, instance: Instance
     ) -> None:
-        self._settings = settings
+        # One endpoint that says nothing must not cost the lease.
+        self._settings = replace(settings, timeout=min(settings.timeout, ttl / 3))
+        self._limit = settings.timeout * len(settings.endpoints)
         self._layout = layout
         self._ttl = ttl
         self._service = service
@@ -112,23 +115,28 @@ class AsyncRegistration:
         Where etcd cannot be reached it goes when its lease has run out.
         """
         task = self._task
-        if task is not None:
-            task.cancel()
+        if task is None:
+            return
+        task.cancel()
+        try:
             await asyncio.wait({task})
+        except asyncio.CancelledError:
+            await asyncio.wait({task})  # not before it is done
+            raise
 
     async def _landing(self) -> None:
         """Wait until what is wanted is written."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            done, _ = await asyncio.wait({waiter}, timeout=self._settings.timeout)
+            done, _ = await asyncio.wait({waiter}, timeout=self._limit)
         finally:
             waiter.cancel()
         if done:
             waiter.result()
             return
         why = self._failure or "no answer"
-        raise EtcdUnavailable(f"{self._key} is not written in {self._settings.timeout:g} s: {why}")
+        raise EtcdUnavailable(f"{self._key} is not written in {self._limit:g} s: {why}")
 
     def _land(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, []
@@ -284,7 +292,8 @@ class EtcdRegistry:
     ttl : int, seconds, >= 1
         For how long an instance stands there after its process has died, or cannot reach etcd.
     timeout : float, seconds, > 0
-        For each endpoint to answer a request; and for something to be written.
+        For each endpoint to answer a request (ttl / 3, where that is less); and, for each of
+        them, for something to be written.
 
     Raises
     ------
@@ -332,7 +341,7 @@ class EtcdRegistry:
         Raises
         ------
         EtcdUnavailable
-            etcd cannot be reached in `timeout` seconds. Nothing is kept then.
+            etcd cannot be reached in `timeout` seconds for each endpoint. Nothing is kept then.
         EtcdError
             etcd has refused.
         TypeError, ValueError
