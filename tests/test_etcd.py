@@ -1004,9 +1004,9 @@ def test_users(guarded):
             log_in(guarded)
             guarded.put(f"{KITEX}/users/c:1", kitex("c:1"))
             await watched.shows("a:1", "b:1", "c:1")
+            before = watched.result.instances[1]
             guarded.delete(f"{KITEX}/users/b:1")
-            await watched.shows("a:1", "c:1")
-            await watched.shows("a:1", "b:1", "c:1")
+            await watched.until(lambda r: len(r.instances) == 3 and r.instances[1] is not before)
         assert f"{KITEX}/users/b:1" not in guarded.entries(KITEX)
 
     run(main())
