@@ -45,8 +45,8 @@ from rota.discovery.etcd.messages import (
 from rota.discovery.etcd.table import Table
 from rota.discovery.resolver import WatchingResolver
 from tests.etcd_server import KITEX, etcd, kitex, wait_for
+from tests.etcd_watches import addresses, nothing_left, run, watching
 from tests.servers import free_ports, program
-from tests.watching import addresses, nothing_left, run, watching
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from rota import Instance, diff
 from rota.discovery.etcd import EtcdRegistry, EtcdResolver
 from tests.etcd_server import KITEX, cluster, etcd, kitex, wait_for, wire
-from tests.watching import addresses, run, watching
+from tests.etcd_watches import addresses, run, watching
 
 CONVERGES = 5.0
 DEADLINE = 6 * CONVERGES
