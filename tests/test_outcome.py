@@ -5,8 +5,11 @@ import concurrent.futures
 import enum
 import http.client
 import io
+import math
 import sys
+import time
 import urllib.error
+from email.utils import formatdate
 from http import HTTPStatus
 from types import SimpleNamespace
 
@@ -15,7 +18,15 @@ import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rota.outcome import MOST_ERRORS, Outcome, http_status_of, levels, outcome_of, rpc_status_of
+from rota.outcome import (
+    MOST_ERRORS,
+    Outcome,
+    http_status_of,
+    levels,
+    outcome_of,
+    retry_after_of,
+    rpc_status_of,
+)
 
 SUCCESS, FAILURE, CANCELLED = Outcome
 
@@ -339,3 +350,36 @@ def test_code_that_raises():
 
     assert outcome_of(Answer(code=code)) is FAILURE
     assert outcome_of(Answer(code=code, status=404)) is SUCCESS
+
+
+# -- Retry-After --------------------------------------------------------------------------
+
+
+def httpdate(seconds):
+    return formatdate(time.time() + seconds, usegmt=True)
+
+
+def test_what_says_nothing_of_when_to_come_back():
+    for header in ("", "soon", "-1", "1.5", "1e3", "٣", "9" * 10, "Mon, 99 Nov", "\0", "1 2"):
+        assert retry_after_of(Answer(headers={"Retry-After": header})) is None, header
+    for error in (None, Answer(), Answer(headers=None), Answer(headers={}), Answer(headers="x")):
+        assert retry_after_of(error) is None
+    for number in (math.inf, math.nan):
+        assert retry_after_of(Answer(retry_after=number)) is None
+
+
+def test_when_a_server_wants_to_be_asked_again():
+    assert retry_after_of(Answer(retry_after=2)) == 2
+    assert retry_after_of(Answer(retry_after=-2)) == 0
+    assert retry_after_of(Answer(headers={"Retry-After": "120"})) == 120
+    assert retry_after_of(Answer(response=SimpleNamespace(headers={"Retry-After": " 0 "}))) == 0
+    assert retry_after_of(Answer(headers={"Retry-After": httpdate(-100)})) == 0
+    assert 90 < retry_after_of(Answer(headers={"Retry-After": httpdate(100)})) <= 100
+    zoneless = httpdate(100).replace("GMT", "-0000")
+    assert 90 < retry_after_of(Answer(headers={"Retry-After": zoneless})) <= 100
+
+
+@given(st.text())
+def test_no_header_makes_trouble(header):
+    after = retry_after_of(Answer(headers={"Retry-After": header}))
+    assert after is None or after >= 0

@@ -7,6 +7,7 @@ import gc
 import http.client
 import http.server
 import inspect
+import itertools
 import logging
 import os
 import pickle
@@ -40,6 +41,7 @@ from rota import (
     Event,
     EventBus,
     Instance,
+    LeastRequest,
     MemoryRegistry,
     NoAvailableInstance,
     RetryBudget,
@@ -50,7 +52,13 @@ from rota import (
     call,
     call_async,
 )
-from rota.retry import DeadlineExceeded, any_failure, connect_failure
+from rota.retry import (
+    DeadlineExceeded,
+    any_failure,
+    connect_failure,
+    open_call,
+    open_call_async,
+)
 from rota.retry.budget import SLOTS
 from rota.selector import Builder, BuilderOf, engine, p2c, random, wrr
 
@@ -79,6 +87,17 @@ class Attempts:
     async def asynchronously(self, instance):
         await asyncio.sleep(0)
         return self(instance)
+
+
+class Then(Attempts):
+    """Attempts by any function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def __call__(self, instance):
+        return self.function(instance)
 
 
 class ByAddress(Attempts):
@@ -598,7 +617,7 @@ REFUSED, RESET = ConnectionRefusedError(111, "refused"), ConnectionResetError(10
         (httpx.ConnectTimeout("late"), True),
         (httpx.ReadTimeout("late"), False),
         (httpx.ReadError("cut"), False),
-        (httpx.PoolTimeout("none free"), False),
+        (httpx.PoolTimeout("none free"), True),
         (httpx.RemoteProtocolError("cut"), False),
         (urllib3.exceptions.ConnectTimeoutError(), True),
         (urllib3.exceptions.ProtocolError("cut", RESET), False),
@@ -1187,17 +1206,17 @@ def test_a_clock_that_goes_back_stands_still():
 def test_threads_share_a_budget():
     """Each call fails on each attempt: retries are exactly what the budget lets through."""
     budget = RetryBudget(0.2, 10, 10, clock=Clock())
-    policy = RetryPolicy(max_attempts=3, pause=0, budget=budget)
+    policy = RetryPolicy(max_attempts=3, retry_on=OSError, pause=0, budget=budget)
     n_threads, n_calls = 8, 250
     picker = RoundRobin(["a", "b", "c"])
     tried = []
     barrier = threading.Barrier(n_threads)
 
     def make_calls():
-        attempts = Attempts("abc")
+        attempts = Attempts("abc", ConnectionResetError)
         barrier.wait()
         for _ in range(n_calls):
-            with pytest.raises(ConnectionRefusedError):
+            with pytest.raises(ConnectionResetError):
                 call(picker, attempts, policy)
         tried.append(len(attempts.tried))
 
@@ -1213,12 +1232,12 @@ def test_threads_share_a_budget():
 @both
 def test_what_a_budget_refuses_is_raised_as_it_was(run, caplog):
     budget = RetryBudget(0, 0)
-    attempts = Attempts("ab")
+    attempts = Attempts("ab", ConnectionResetError)
     with (
         caplog.at_level(logging.DEBUG, "rota.retry"),
-        pytest.raises(ConnectionRefusedError) as caught,
+        pytest.raises(ConnectionResetError) as caught,
     ):
-        run(RoundRobin(["a", "b"]), attempts, RetryPolicy(budget=budget))
+        run(RoundRobin(["a", "b"]), attempts, RetryPolicy(retry_on=OSError, budget=budget))
     assert [caught.value] == attempts.raised
     assert (budget.n_calls, budget.n_retries, budget.n_refused) == (1, 0, 1)
     assert "lets no retry through" in caplog.text
@@ -1227,12 +1246,57 @@ def test_what_a_budget_refuses_is_raised_as_it_was(run, caplog):
 @both
 def test_only_retries_are_taken_from_a_budget(run):
     budget = RetryBudget(0, 1, 2, clock=Clock())
-    policy = RetryPolicy(max_attempts=2, budget=budget, pause=0)
+    policy = RetryPolicy(max_attempts=2, retry_on=OSError, budget=budget, pause=0)
     run(RoundRobin(["a"]), Attempts(), policy)
-    for error in (ConnectionRefusedError, ValueError, ConnectionRefusedError):
+    for error in (ConnectionResetError, ValueError, ConnectionResetError):
         with pytest.raises(error):
             run(RoundRobin(["a"]), Attempts("a", error), policy)
     assert (budget.n_calls, budget.n_retries, budget.n_refused) == (4, 2, 0)
+
+
+@both
+def test_what_no_server_has_seen_is_not_taken_from_a_budget(run):
+    """With one of three instances down a third of all calls needs another attempt."""
+    budget = RetryBudget(0, 0)
+    policy = RetryPolicy(retry_on=any_failure, budget=budget, pause=0)
+    for _ in range(100):
+        run(RoundRobin(["a", "b", "c"]), Attempts("a"), policy)
+    assert (budget.n_calls, budget.n_retries, budget.n_refused) == (100, 0, 0)
+
+
+class Wait(Exception):
+    """A server's wish to be left alone."""
+
+    status = 503
+
+    def __init__(self, retry_after):
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+@both
+def test_a_server_that_says_when_to_come_back_is_not_asked_before(run):
+    moments = []
+
+    def send(instance):
+        moments.append(time.monotonic())
+        if len(moments) < 3:
+            raise Wait(0.2)
+        return instance
+
+    policy = RetryPolicy(retry_on=any_failure, pause=0)
+    assert run(RoundRobin(["a"]), Then(send), policy) == "a"
+    assert moments[1] - moments[0] >= 0.2
+    assert moments[2] - moments[1] >= 0.2
+
+
+@both
+def test_a_server_that_wants_to_be_left_alone_for_long_is(run):
+    attempts = Attempts("ab", lambda message: Wait(1.5))
+    policy = RetryPolicy(retry_on=any_failure, pause=0, max_pause=1)
+    with pytest.raises(Wait):
+        run(RoundRobin(["a", "b"]), attempts, policy)
+    assert len(attempts.tried) == 2  # the other one may be asked at once
 
 
 def test_whose_budget_it_is():
@@ -1276,6 +1340,107 @@ assert status == 0
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_may_use_a_budget_that_a_thread_of_the_parent_held():
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
+
+
+# -- calls whose end is not their result --------------------------------------------------
+
+
+def run_open(source, attempts, policy=AT_ONCE, **options):
+    """Open a call that ends with its function."""
+
+    def attempt(instance, done):
+        answer = attempts(instance)
+        done()
+        return answer
+
+    return open_call(source, attempt, policy, **options)
+
+
+def run_open_async(source, attempts, policy=AT_ONCE, **options):
+    async def attempt(instance, done):
+        answer = await attempts.asynchronously(instance)
+        done()
+        return answer
+
+    return asyncio.run(open_call_async(source, attempt, policy, **options))
+
+
+@pytest.mark.parametrize("run", [run_open, run_open_async])
+@settings(max_examples=25, deadline=None)
+@given(FLEETS, st.integers(1, 14))
+def test_an_opened_call_tries_whom_another_would(run, fleet, max_attempts):
+    instances = [Instance(f"{i}:80", weight) for i, (weight, _) in enumerate(fleet)]
+    selector = engine(LeastRequest).build()
+    selector.apply(instances)
+    attempts = ByAddress()
+    down = {f"{i}:80" for i, (_, is_up) in enumerate(fleet) if not is_up}
+    attempts.down = down
+    alive = [each for each in instances if each.weight]
+    policy = replace(AT_ONCE, max_attempts=max_attempts)
+    try:
+        answer = run(selector, attempts, policy)
+    except NoAvailableInstance:
+        assert not alive
+    except ConnectionRefusedError:
+        assert len(attempts.raised) == max_attempts
+    else:
+        assert answer == f"answered by {attempts.tried[-1]}"
+    assert not selector.picker.loads.any()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_opened_call_is_in_flight_until_it_is_done(is_async):
+    picker = LeastRequest(["a", "b"])
+    kept = []
+
+    def attempt(instance, done):
+        kept.append((instance, done))
+        return instance
+
+    async def attempt_async(instance, done):
+        return attempt(instance, done)
+
+    def begin():
+        if is_async:
+            return asyncio.run(open_call_async(picker, attempt_async))
+        return open_call(picker, attempt)
+
+    assert {begin(), begin()} == {"a", "b"}
+    assert picker.loads.tolist() == [1, 1]
+    for _, done in kept:
+        done()
+    assert not picker.loads.any()
+    begin()
+    kept.clear()  # let go
+    gc.collect()
+    assert not picker.loads.any()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_an_opened_call_raises_is_reported(is_async):
+    heard = []
+    in_turn = itertools.cycle("ab")
+
+    class Hearing(Own):
+        def select(self):
+            return next(in_turn), lambda info=None, *, err=None: heard.append(err)
+
+    def attempt(instance, done):
+        if len(heard) < 2:
+            raise ConnectionRefusedError(instance)
+        return done
+
+    async def attempt_async(instance, done):
+        return attempt(instance, done)
+
+    picker = Hearing(["a", "b"])
+    if is_async:
+        done = asyncio.run(open_call_async(picker, attempt_async, AT_ONCE))
+    else:
+        done = open_call(picker, attempt, AT_ONCE)
+    assert [type(error) for error in heard] == [ConnectionRefusedError] * 2
+    done()
+    assert heard[2:] == [None]
 
 
 # -- real sockets -------------------------------------------------------------------------

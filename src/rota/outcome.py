@@ -6,7 +6,12 @@ own, and by what they say of an HTTP or gRPC status.
 
 import asyncio
 import concurrent.futures
+import math
+import re
+import time
 from collections.abc import Callable, Iterator
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -157,6 +162,40 @@ def rpc_status_of(error: object) -> str | None:
         if type(name) is str and name in _RPC_OUTCOMES:
             return name
     return None
+
+
+def retry_after_of(error: object) -> float | None:
+    """Return for how many seconds a server wants to be left alone, or None where it says nothing.
+
+    It is the first of the attribute `retry_after`, a number of seconds, and the header
+    Retry-After (RFC 9110, section 10.2.3) of `headers` and of `response.headers`, seconds or a
+    date. Not less than 0.
+    """
+    said = read(error, "retry_after")
+    if isinstance(said, (int, float)):
+        return _as_wait(float(said))
+    for owner in (error, read(error, "response")):
+        header = _guarded(read(read(owner, "headers"), "get"), "Retry-After")
+        if isinstance(header, str):
+            return parse_retry_after(header)
+    return None
+
+
+def parse_retry_after(header: str) -> float | None:
+    """Return the seconds that a header Retry-After says, from now on; None where it is none."""
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", header, re.ASCII):
+        return float(header)
+    try:
+        moment = parsedate_to_datetime(header)
+        if moment.tzinfo is None:  # "-0000", as mail has it
+            moment = moment.replace(tzinfo=timezone.utc)
+        return _as_wait(moment.timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _as_wait(seconds: float) -> float | None:
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def outermost(error: object, say: Callable[[object], T | None]) -> list[T]:

@@ -9,7 +9,7 @@ from types import CoroutineType
 from typing import Any, TypeVar
 
 from rota.loadbalance import Picker
-from rota.retry.candidates import Selecting, ask, candidates
+from rota.retry.candidates import Done, Selecting, ask, candidates
 from rota.retry.course import Course, DeadlineExceeded, begin, check_time
 from rota.retry.policy import RetryPolicy
 from rota.selector.errors import NoAvailableInstance
@@ -69,6 +69,38 @@ def call(
     A deadline does not end an attempt that is under way: give the client that you call with a
     timeout.
     """
+    return _call(source, function, policy, ctx, request, filters, key, False)
+
+
+def open_call(
+    source: Picker[T] | Selecting[T] | Callable[[], Picker[T] | Selecting[T]],
+    function: Callable[[T, Done], R],
+    policy: RetryPolicy = DEFAULT_POLICY,
+    *,
+    ctx: object = None,
+    request: object = None,
+    filters: Sequence[Any] = (),
+    key: Any = None,
+) -> R:
+    """Begin a call whose end is not its result: an answer that is still to be read, a stream.
+
+    As `call`, but that `function` is called with (instance, done), and once it has returned a
+    result the `done` is its: to be called, as that of a selector, when all has ended. An attempt
+    that raises is reported here.
+    """
+    return _call(source, function, policy, ctx, request, filters, key, True)
+
+
+def _call(
+    source: Any,
+    function: Callable[..., R],
+    policy: RetryPolicy,
+    ctx: object,
+    request: object,
+    filters: Sequence[Any],
+    key: Any,
+    is_open: bool,
+) -> R:
     end = begin(function, policy)
     course = None
     try:
@@ -78,14 +110,15 @@ def call(
                 check_time(end, course)
             for instance, done in candidates(found, ctx, request, filters, key, course is None):
                 try:
-                    result = function(instance)
+                    result = function(instance, done) if is_open else function(instance)
                 except BaseException as error:  # noqa: PERF203
                     done(err=error)
                     course = course or Course(policy, end)
                     if not course.goes_on(error):
                         raise
                 else:
-                    done()
+                    if not is_open:
+                        done()
                     if isinstance(result, CoroutineType):  # nobody has run it: it was no attempt
                         result.close()
                         raise TypeError(f"function must return a result, got {result!r}")
@@ -119,6 +152,33 @@ async def call_async(
       variables that it sets are its own.
     - Cancelled, it is not retried; the attempt is reported as cancelled.
     """
+    return await _call_async(source, function, policy, ctx, request, filters, key, False)
+
+
+async def open_call_async(
+    source: Picker[T] | Selecting[T] | Callable[[], Any],
+    function: Callable[[T, Done], Awaitable[R]],
+    policy: RetryPolicy = DEFAULT_POLICY,
+    *,
+    ctx: object = None,
+    request: object = None,
+    filters: Sequence[Any] = (),
+    key: Any = None,
+) -> R:
+    """Begin a call whose end is not its result: `open_call` for asyncio, as `call_async`."""
+    return await _call_async(source, function, policy, ctx, request, filters, key, True)
+
+
+async def _call_async(
+    source: Any,
+    function: Callable[..., Awaitable[R]],
+    policy: RetryPolicy,
+    ctx: object,
+    request: object,
+    filters: Sequence[Any],
+    key: Any,
+    is_open: bool,
+) -> R:
     end = begin(function, policy)
     course = None
     try:
@@ -130,14 +190,16 @@ async def call_async(
                 check_time(end, course)
             for instance, done in candidates(found, ctx, request, filters, key, course is None):
                 try:
-                    result = await _until(end, function(instance))
+                    attempt = function(instance, done) if is_open else function(instance)
+                    result = await _until(end, attempt)
                 except BaseException as error:  # noqa: PERF203
                     done(err=error)
                     course = course or Course(policy, end)
                     if not course.goes_on(error):
                         raise
                 else:
-                    done()
+                    if not is_open:
+                        done()
                     return result
             if course is None:
                 raise NoAvailableInstance(f"no instance is available: {found!r} gives none")

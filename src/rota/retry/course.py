@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable
 from time import monotonic
 
+from rota.outcome import retry_after_of
 from rota.retry.policy import RetryPolicy
+from rota.retry.retryable import connect_failure
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class Course:
         What `begin` gave.
     """
 
-    __slots__ = ("_end", "_errors", "_n_before", "_n_failed", "_n_rounds", "_policy")
+    __slots__ = ("_end", "_errors", "_n_before", "_n_failed", "_n_rounds", "_policy", "_soonest")
 
     def __init__(self, policy: RetryPolicy, end: float | None) -> None:
         self._policy = policy
@@ -69,6 +72,7 @@ class Course:
         self._n_failed = 0  # attempts that another follows
         self._n_before = 0  # of these, those before this round
         self._n_rounds = 1
+        self._soonest = math.inf  # when one of those tried in this round may be tried again
 
     def goes_on(self, error: BaseException) -> bool:
         """Whether another attempt follows one that ended with this error. False: raise it."""
@@ -83,6 +87,7 @@ class Course:
             logger.debug("attempt %d failed, another follows: %r", n_attempts, error)
             self._errors.append(error)
             self._n_failed += 1
+            self._soonest = min(self._soonest, monotonic() + (retry_after_of(error) or 0.0))
             return True
         _show_earlier(error, self._errors)
         return False
@@ -93,14 +98,21 @@ class Course:
         Raises
         ------
         Exception
-            The last error, where nobody was there this time, or no time is left for a pause.
+            The last error, where nobody was there this time, or no time is left for a pause, or
+            all servers want to be left alone for longer than the policy's `max_pause`.
         """
-        seconds = self._policy.draw_pause(self._n_rounds)
         is_nobody_there = self._n_failed == self._n_before
-        if is_nobody_there or (self._end is not None and monotonic() + seconds >= self._end):
+        now = monotonic()
+        wanted = self._soonest - now
+        seconds = max(self._policy.draw_pause(self._n_rounds), wanted)
+        is_too_long = wanted > self._policy.max_pause or (
+            self._end is not None and now + seconds >= self._end
+        )
+        if is_nobody_there or is_too_long:
             raise self.last_error()
         self._n_rounds += 1
         self._n_before = self._n_failed
+        self._soonest = math.inf
         return seconds
 
     def last_error(self) -> BaseException:
@@ -118,7 +130,7 @@ class Course:
 
     def _is_let(self, error: BaseException) -> bool:
         budget = self._policy.budget
-        if budget is None or budget.withdraw():
+        if budget is None or connect_failure(error) or budget.withdraw():
             return True
         logger.debug("%r lets no retry through after %r", budget, error)
         return False

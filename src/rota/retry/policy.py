@@ -37,15 +37,16 @@ class RetryPolicy:
         Seconds for the call and all its attempts and pauses, in [1e-6, 1e9]. No attempt begins
         after it; `call_async` cancels one that is under way by then.
     budget : RetryBudget or None
-        What all retries are taken from; None: there may be any number. The default is none for
-        `connect_failure`, since a connect that is refused is no burden to a server, and else a
-        `RetryBudget()` of this policy's own.
+        What retries are taken from, but for those after a `connect_failure`, since a connect that
+        is refused is no burden to a server; None: there may be any number. The default is none
+        for `retry_on=connect_failure`, and else a `RetryBudget()` of this policy's own.
     pause : float
         Seconds between the first round and the second, at the most; twice as long before each
         round that follows. A pause is drawn between half of that and all of it. Within a round
         there is none.
     max_pause : float
-        Seconds that no pause is longer than.
+        Seconds that no pause is longer than. Where all servers have said to be left alone for
+        longer (Retry-After) there is no other round.
 
     Raises
     ------

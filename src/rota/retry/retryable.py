@@ -26,8 +26,10 @@ _CONNECT_ERRORS = {
     ("anyio", "ConnectionFailed"),
     ("httpcore", "ConnectError"),
     ("httpcore", "ConnectTimeout"),
+    ("httpcore", "PoolTimeout"),
     ("httpx", "ConnectError"),
     ("httpx", "ConnectTimeout"),
+    ("httpx", "PoolTimeout"),
     ("requests", "ConnectTimeout"),
     ("urllib3", "ConnectTimeoutError"),
     ("urllib3", "NewConnectionError"),
@@ -71,7 +73,7 @@ def connect_failure(error: BaseException) -> bool:
 
     - ConnectionRefusedError; failed look-ups of a name (`socket.gaierror`); what asyncio raises
       where a connect fails, for whatever reason;
-    - ConnectError and ConnectTimeout of httpx and httpcore, NewConnectionError and
+    - ConnectError, ConnectTimeout and PoolTimeout of httpx and httpcore, NewConnectionError and
       ConnectTimeoutError of urllib3, ConnectTimeout of requests, ClientConnectorError and
       ConnectionTimeoutError of aiohttp, ConnectionFailed of anyio, and what derives from them;
     - an error that says nothing itself and was raised `from` one of these, or wraps one the way
