@@ -1419,7 +1419,7 @@ def test_an_opened_call_is_in_flight_until_it_is_done(is_async):
 @pytest.mark.parametrize("is_async", [False, True])
 def test_what_an_opened_call_raises_is_reported(is_async):
     heard = []
-    in_turn = itertools.cycle("ab")
+    in_turn = itertools.cycle("abc")
 
     class Hearing(Own):
         def select(self):
@@ -1433,7 +1433,7 @@ def test_what_an_opened_call_raises_is_reported(is_async):
     async def attempt_async(instance, done):
         return attempt(instance, done)
 
-    picker = Hearing(["a", "b"])
+    picker = Hearing(["a", "b", "c"])
     if is_async:
         done = asyncio.run(open_call_async(picker, attempt_async, AT_ONCE))
     else:
