@@ -56,6 +56,12 @@ class Factory:
     ------
     TypeError, ValueError
         Something of another kind; seconds out of [1e-6, 1e9].
+
+    Attributes
+    ----------
+    name : str
+        What tells it from others: see `factory_name`.
+    balancer : LoadBalancer
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Factory:
             raise TypeError(f"bus must be an EventBus or None, got {bus!r}")
         refresh, expire = as_duration("refresh", refresh), as_duration("expire", expire)
         self.name = factory_name(resolver, balancer, refresh, expire)
+        self.balancer = balancer
         self._target = resolver.target
         self._held = Held()
         self._services = Services(resolver, balancer, refresh, expire, updates, bus, self._held)
@@ -100,6 +107,13 @@ class Factory:
         the first 100, and how many there were: "n_added" and so on.
         """
         return self._services.events
+
+    def followed(self, endpoint: Any) -> ServiceBalancer | None:
+        """Return the live balancer of a service that was used of late, else None. O(1)."""
+        holder = self._held.get(self._target(endpoint))
+        if holder is not None:
+            holder.use()
+        return holder
 
     def add_rebalance_hook(self, hook: Hook) -> Callable[[], None]:
         """Have `hook(change)` called before each change is made; returns what ends that.

@@ -10,10 +10,12 @@ from rota.retry.budget import RetryBudget
 from rota.retry.calling import call, call_async, open_call, open_call_async
 from rota.retry.course import DeadlineExceeded
 from rota.retry.policy import RetryPolicy
+from rota.retry.rest import Rest
 from rota.retry.retryable import any_failure, connect_failure
 
 __all__ = [
     "DeadlineExceeded",
+    "Rest",
     "RetryBudget",
     "RetryPolicy",
     "any_failure",

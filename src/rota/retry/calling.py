@@ -12,6 +12,7 @@ from rota.loadbalance import Picker
 from rota.retry.candidates import Done, Selecting, ask, candidates
 from rota.retry.course import Course, DeadlineExceeded, begin, check_time
 from rota.retry.policy import RetryPolicy
+from rota.retry.rest import Rest
 from rota.selector.errors import NoAvailableInstance
 
 T = TypeVar("T")
@@ -81,14 +82,20 @@ def open_call(
     request: object = None,
     filters: Sequence[Any] = (),
     key: Any = None,
+    rest: Rest | None = None,
 ) -> R:
     """Begin a call whose end is not its result: an answer that is still to be read, a stream.
 
     As `call`, but that `function` is called with (instance, done), and once it has returned a
     result the `done` is its: to be called, as that of a selector, when all has ended. An attempt
     that raises is reported here.
+
+    Parameters
+    ----------
+    rest : Rest or None
+        Whoever rests in there is tried after all others.
     """
-    return _call(source, function, policy, ctx, request, filters, key, True)
+    return _call(source, function, policy, ctx, request, filters, key, True, rest)
 
 
 def _call(
@@ -100,6 +107,7 @@ def _call(
     filters: Sequence[Any],
     key: Any,
     is_open: bool,
+    rest: Rest | None = None,
 ) -> R:
     end = begin(function, policy)
     course = None
@@ -108,7 +116,10 @@ def _call(
             found = ask(source)
             if end is not None:
                 check_time(end, course)
-            for instance, done in candidates(found, ctx, request, filters, key, course is None):
+            to_try = candidates(found, ctx, request, filters, key, course is None)
+            if rest:
+                to_try = rest.put_last(to_try)
+            for instance, done in to_try:
                 try:
                     result = function(instance, done) if is_open else function(instance)
                 except BaseException as error:  # noqa: PERF203
@@ -164,9 +175,10 @@ async def open_call_async(
     request: object = None,
     filters: Sequence[Any] = (),
     key: Any = None,
+    rest: Rest | None = None,
 ) -> R:
     """Begin a call whose end is not its result: `open_call` for asyncio, as `call_async`."""
-    return await _call_async(source, function, policy, ctx, request, filters, key, True)
+    return await _call_async(source, function, policy, ctx, request, filters, key, True, rest)
 
 
 async def _call_async(
@@ -178,6 +190,7 @@ async def _call_async(
     filters: Sequence[Any],
     key: Any,
     is_open: bool,
+    rest: Rest | None = None,
 ) -> R:
     end = begin(function, policy)
     course = None
@@ -188,7 +201,10 @@ async def _call_async(
                 found = await _until(end, found)
             if end is not None:
                 check_time(end, course)
-            for instance, done in candidates(found, ctx, request, filters, key, course is None):
+            to_try = candidates(found, ctx, request, filters, key, course is None)
+            if rest:
+                to_try = rest.put_last(to_try)
+            for instance, done in to_try:
                 try:
                     attempt = function(instance, done) if is_open else function(instance)
                     result = await _until(end, attempt)

@@ -96,6 +96,11 @@ class Selector(Selection):
         """The picker of the engine that all instances are in; None where there is none."""
         return self._fleet.picker
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it goes by a key: then every selection needs one."""
+        return self._is_keyed
+
     def __repr__(self) -> str:
         return f"Selector({len(self._nodes)} instances, {self._name})"
 

@@ -1,0 +1,147 @@
+"""What the balanced HTTP clients have in common: which answers are failures, and names in URLs."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
+from typing import Any
+from urllib.parse import unquote
+
+from rota.discovery import Instance
+from rota.discovery.resolver import service_of
+from rota.outcome import Outcome, outcome_of, parse_retry_after
+from rota.selector import DoneInfo
+
+# RFC 9110, section 9.2.2.
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+# Too Many Requests, Bad Gateway, Service Unavailable, Gateway Timeout.
+RETRY_STATUSES = frozenset({429, 502, 503, 504})
+
+PORTS = {"http": 80, "https": 443}
+
+
+class StatusError(Exception):
+    """An answer whose status says that the server could not do what it should.
+
+    Attributes
+    ----------
+    status : int
+    retry_after : float or None
+        For how many seconds the server wants to be left alone.
+    response : object
+        The answer, of the client's library; its body has not been read.
+    """
+
+    def __init__(self, status: int, retry_after: float | None, response: Any = None) -> None:
+        super().__init__(f"HTTP status {status}")
+        self.status = status
+        self.retry_after = retry_after
+        self.response = response
+
+
+def failure_of(status: int, retry_after: str | None, response: Any = None) -> StatusError | None:
+    """Return the error of a status that is one, None of any other.
+
+    Those are 408, 429, and 500 and above: see `rota.outcome`.
+    """
+    if status < 400:
+        return None
+    wait = None if retry_after is None else parse_retry_after(retry_after)
+    error = StatusError(status, wait, response)
+    return error if outcome_of(error) is Outcome.FAILURE else None
+
+
+def as_statuses(statuses: Iterable[int]) -> frozenset[int]:
+    """Return the statuses that are retried.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not of integers; one that is not a failure, which no retry would mend.
+    """
+    if isinstance(statuses, (str, bytes)) or not isinstance(statuses, Iterable):
+        raise TypeError(f"retry_statuses must be integers, got {statuses!r}")
+    chosen = frozenset(statuses)
+    for status in chosen:
+        if not isinstance(status, int) or isinstance(status, bool):
+            raise TypeError(f"retry_statuses must be integers, got {status!r}")
+        if not 100 <= status < 600 or failure_of(status, None) is None:
+            raise ValueError(f"retry_statuses must be 408, 429 or 500 to 599, got {status}")
+    return chosen
+
+
+def split_target(path: bytes) -> tuple[str, bytes]:
+    """Return the service and the rest of the path of ``discovery:///service/rest?query``.
+
+    Raises
+    ------
+    ValueError
+        No service is named.
+    """
+    first, slash, rest = path.lstrip(b"/").partition(b"/")
+    first, mark, query = first.partition(b"?")
+    service = unquote(first.decode("ascii", "replace"))
+    return service_of(service), b"/" + rest if slash else b"/" + mark + query
+
+
+def split_address(instance: Instance, scheme: str) -> tuple[str, int]:
+    """Return the host and the port of an instance's address; the scheme's port where it has none.
+
+    Raises
+    ------
+    ValueError
+        It has none.
+    """
+    address = instance.address
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, str(PORTS[scheme])
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"address must be 'host:port', got {address!r}")
+    return host, int(port)
+
+
+class Ending:
+    """The end of a call's attempt, told once: to the balancer, and to who counts it.
+
+    Let go without a word it was cancelled.
+
+    Parameters
+    ----------
+    done : callable
+        The balancer's.
+    release : callable (failed) -> None
+    error : StatusError or None
+        What the status was.
+    headers : mapping of str to str
+        Of the answer.
+    """
+
+    __slots__ = ("_done", "_error", "_headers", "_release", "is_told")
+
+    def __init__(
+        self,
+        done: Callable[..., object],
+        release: Callable[[bool], object],
+        error: StatusError | None,
+        headers: Any,
+    ) -> None:
+        self._done = done
+        self._release = release
+        self._error = error
+        self._headers = headers
+        self.is_told = False
+
+    def tell(self, error: BaseException | None = None) -> None:
+        """Say how the body ended: with this error, or well. The first word counts."""
+        if self.is_told:
+            return
+        self.is_told = True
+        error = self._error or error  # a status says more than how the body ended
+        self._release(error is not None and outcome_of(error) is Outcome.FAILURE)
+        self._done(DoneInfo(error, self._headers, True, True))
+
+    def __del__(self) -> None:
+        if not self.is_told:
+            self.tell(CancelledError())

@@ -1,0 +1,712 @@
+"""Balanced clients of httpx: each request goes to the instance whose turn it is.
+
+    client = Client("discovery:///orders", resolver, balancer=p2c())
+    client.get("/orders/7")
+
+A `BalancedTransport` does the work, and may be mounted in any client of httpx, for any origin. It
+has a transport of httpx for each instance, with connections of its own.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from rota.clients.dialing import Dialer
+from rota.clients.http import (
+    IDEMPOTENT,
+    PORTS,
+    RETRY_STATUSES,
+    Ending,
+    StatusError,
+    as_statuses,
+    failure_of,
+    split_address,
+    split_target,
+)
+from rota.clients.members import Member
+from rota.clients.options import KeyOf
+from rota.discovery import Instance
+from rota.discovery.resolver import Resolver, service_of
+from rota.loadbalance import AsyncBalancerFactory, BalancerFactory
+from rota.loadbalance.services import ServiceBalancer
+from rota.outcome import Outcome, outcome_of, unheard
+from rota.retry import DeadlineExceeded, RetryPolicy, open_call, open_call_async
+from rota.retry.candidates import Done
+from rota.selector import NoAvailableInstance
+from rota.selector.filters import NodeFilter
+
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError("rota.clients.httpx needs httpx: pip install 'rota[httpx]'") from error
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "AsyncBalancedTransport",
+    "AsyncClient",
+    "BalancedTransport",
+    "Client",
+    "DeadlineError",
+    "NoInstance",
+]
+
+logger = logging.getLogger(__name__)
+
+TIMEOUTS = ("connect", "read", "write", "pool")
+
+# Of `Transport`, by keyword.
+OWN_OPTIONS = (
+    *("balancer", "filters", "key", "policy", "retry_statuses", "transport"),
+    *("verify", "cert", "http1", "http2", "limits"),
+)
+
+LEAST_TIMEOUT = 0.001  # seconds; httpx takes 0 for none
+
+
+class NoInstance(httpx.ConnectError, NoAvailableInstance):
+    """Nobody is there to send a request to, or the service was not found."""
+
+
+class DeadlineError(httpx.TimeoutException, DeadlineExceeded):
+    """The deadline of the policy has passed."""
+
+
+class InstanceURL(httpx.URL):
+    """The URL of a request as its instance is to see it; parsed only where somebody asks.
+
+    httpx takes as long to change a URL as rota takes for all the rest.
+    """
+
+    def __init__(self, base: httpx.URL, raw_path: bytes) -> None:
+        self._base = base
+        self._raw_path = raw_path
+
+    @property
+    def raw_scheme(self) -> bytes:
+        return self._base.raw_scheme
+
+    @property
+    def raw_host(self) -> bytes:
+        return self._base.raw_host
+
+    @property
+    def port(self) -> int | None:
+        return self._base.port
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._raw_path
+
+    @property
+    def _uri_reference(self) -> Any:  # type: ignore[override]
+        whole: Any = self._base.copy_with(raw_path=self._raw_path)
+        return whole._uri_reference
+
+
+class Connection:
+    """What requests to one instance go through.
+
+    Attributes
+    ----------
+    transport : httpx.BaseTransport or httpx.AsyncBaseTransport
+    bases : dict of bytes to httpx.URL
+        Where the instance is, by scheme.
+    """
+
+    __slots__ = ("bases", "transport")
+
+    def __init__(self, instance: Instance, transport: Any) -> None:
+        self.transport = transport
+        self.bases: dict[bytes, httpx.URL] = {}
+        for scheme in PORTS:
+            if instance.network == "unix":
+                base = httpx.URL(scheme=scheme, host="localhost")
+            else:
+                host, port = split_address(instance, scheme)
+                base = httpx.URL(scheme=scheme, host=host, port=port)
+            self.bases[scheme.encode()] = base
+
+
+class Transport:
+    """What the transports for threads and for asyncio have in common.
+
+    Parameters
+    ----------
+    discovery : Resolver or factory
+        A resolver gets a factory of the transport's own, which is closed with it. A
+        `BalancerFactory` (of an async transport an `AsyncBalancerFactory`) may be shared, and
+        brings its own balancer.
+    endpoint : str
+        The service that the requests are for, as the resolver takes it: "discovery:///name".
+    balancer : LoadBalancer, SelectorBuilder, type of picker, or None
+        Who decides: one of `rota.loadbalance`, a builder of `rota.selector` as `p2c()`, a type
+        of picker as `rota.PeakEwma`, or a class of your own like these. None:
+        `rota.selector.global_selector()`.
+    filters : sequence of NodeFilter
+        For all requests; selectors only.
+    key : callable (httpx.Request) -> str, bytes, int or None
+        What a request is about, for a selector that goes by a key: `rota.clients.header("x-user")`,
+        `rota.clients.cookie("session")`, or any function. Of None it goes to anybody.
+    policy : RetryPolicy or None
+        None: `RetryPolicy(retry_on=any_failure)`, with a budget.
+    retry_statuses : iterable of int
+        Answers that count as an error of the attempt.
+    transport : callable () -> httpx transport, or None
+        Makes the transport of an instance. None: `httpx.HTTPTransport`, or its async twin, of the
+        options that follow.
+    verify, cert, http1, http2, limits
+        As of `httpx.HTTPTransport`. Limits are for each instance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of no use.
+    """
+
+    _kind: type[Any]
+    _plain: type[Any]
+
+    def __init__(
+        self,
+        discovery: Resolver | BalancerFactory | AsyncBalancerFactory,
+        endpoint: str,
+        *,
+        balancer: Any = None,
+        filters: Sequence[NodeFilter] = (),
+        key: KeyOf | None = None,
+        policy: RetryPolicy | None = None,
+        retry_statuses: Iterable[int] = RETRY_STATUSES,
+        transport: Callable[[], Any] | None = None,
+        verify: "ssl.SSLContext | str | bool" = True,
+        cert: Any = None,
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits | None = None,
+    ) -> None:
+        if transport is not None and not callable(transport):
+            raise TypeError(f"transport must be a callable that makes one, got {transport!r}")
+        self._endpoint = endpoint
+        self._deadline = None if policy is None else policy.deadline
+        self._retry_statuses = as_statuses(retry_statuses)
+        self._make_transport = transport
+        self._options: dict[str, Any] = {"http1": http1, "http2": http2}
+        if limits is not None:
+            self._options["limits"] = limits
+        self._tls: tuple[Any, Any] | None = verify, cert
+        self._held: ServiceBalancer | None = None
+        self._dialer: Dialer[Any, Connection] = Dialer(
+            self._kind,
+            discovery,
+            balancer=balancer,
+            filters=filters,
+            key=key,
+            policy=policy,
+            connect=self._connect,
+            close=self._let_go,
+        )
+
+    def plain_transport(self, **more: Any) -> Any:
+        """Return a transport of httpx with this one's options."""
+        if self._make_transport is not None and not more:
+            return self._make_transport()
+        if self._tls is not None:  # made once: it reads all certificates
+            verify, cert = self._tls
+            self._options["verify"] = httpx.create_ssl_context(verify=verify, cert=cert)
+            self._tls = None
+        return self._plain(**self._options, **more)
+
+    def _connect(self, instance: Instance) -> Connection:
+        if instance.network == "unix":
+            return Connection(instance, self.plain_transport(uds=instance.address))
+        return Connection(instance, self.plain_transport())
+
+    def _let_go(self, connection: Connection) -> None:
+        raise NotImplementedError
+
+    def _arguments(self, request: httpx.Request) -> dict[str, Any]:
+        return self._dialer.options(request, self._is_idempotent(request))
+
+    def _is_idempotent(self, request: httpx.Request) -> bool:
+        # A body that is read as it is sent cannot be sent again.
+        return request.method in IDEMPOTENT and isinstance(request.stream, httpx.ByteStream)
+
+    def _connect_timeout(self, request: httpx.Request) -> float | None:
+        """Return for how long a service may be looked for: that is a part of connecting."""
+        timeout: float | None = request.extensions.get("timeout", {}).get("connect")
+        return timeout
+
+    def _begin(
+        self, sending: "Sending", instance: Instance
+    ) -> tuple[Member[Connection], Callable[[bool], None], httpx.Request]:
+        """Begin an attempt; return its member, what releases that, and the request to send."""
+        user = object()
+        member = self._dialer.begin(instance, user)
+        release = partial(self._dialer.members.release, member, user)
+        try:
+            return member, release, sending.to(member.connection)
+        except BaseException:
+            release(False)
+            raise
+
+    def _land(
+        self,
+        sending: "Sending",
+        instance: Instance,
+        response: httpx.Response,
+        body: Callable[[Any, Ending], Any],
+        done: Done,
+        release: Callable[[bool], None],
+    ) -> httpx.Response:
+        """Return the answer of an attempt, or raise the error that it is."""
+        status = response.status_code
+        error = None
+        if status >= 400:
+            error = failure_of(status, response.headers.get("Retry-After"), response)
+            if error is not None and error.retry_after:
+                self._dialer.rest.leave_alone(instance, error.retry_after)
+        is_refused = status in self._retry_statuses
+        ending = Ending(unheard if is_refused else done, release, error, response.headers)
+        response.stream = body(response.stream, ending)
+        response.extensions["instance"] = instance
+        if is_refused and error is not None:
+            sending.refused = error
+            raise error
+        return response
+
+
+def _as_httpx(error: Exception, request: httpx.Request) -> Exception:
+    """Return an error of discovery, or of the call as a whole, as one of httpx."""
+    if isinstance(error, DeadlineExceeded):
+        return DeadlineError(str(error), request=request)
+    if isinstance(error, (httpx.HTTPError, TypeError, ValueError, RuntimeError)) and not isinstance(
+        error, NoAvailableInstance
+    ):
+        return error
+    return NoInstance(str(error) or type(error).__name__, request=request)
+
+
+class Sending:
+    """One request, on its way through attempts.
+
+    Attributes
+    ----------
+    refused : StatusError or None
+        Of the last attempt, whose answer is to be closed, or given to the caller.
+    """
+
+    __slots__ = ("_end", "_request", "refused")
+
+    def __init__(self, request: httpx.Request, deadline: float | None) -> None:
+        self._request = request
+        self._end = None if deadline is None else monotonic() + deadline
+        self.refused: StatusError | None = None
+
+    def to(self, connection: Connection) -> httpx.Request:
+        """Return the request as it goes to an instance."""
+        request = self._request
+        url, extensions = request.url, request.extensions
+        base = connection.bases.get(url.raw_scheme)
+        if base is None:
+            raise httpx.UnsupportedProtocol(f"url must be of http or https, got {str(url)!r}")
+        if url.raw_scheme == b"https" and "sni_hostname" not in extensions:
+            extensions = {**extensions, "sni_hostname": url.host}
+        if self._end is not None:
+            left = max(self._end - monotonic(), LEAST_TIMEOUT)
+            said = extensions.get("timeout", {})
+            timeout = {k: left if (v := said.get(k)) is None else min(v, left) for k in TIMEOUTS}
+            extensions = {**extensions, "timeout": timeout}
+        return httpx.Request(
+            request.method,
+            InstanceURL(base, url.raw_path),
+            headers=request.headers,
+            stream=request.stream,
+            extensions=extensions,
+        )
+
+    def give_up(self) -> httpx.Response:
+        """Return the answer that was refused; it is no more this one's."""
+        assert self.refused is not None
+        error, self.refused = self.refused, None
+        error.__traceback__ = None  # its frames hold us
+        response: httpx.Response = error.response
+        return response
+
+
+class Body(httpx.SyncByteStream):
+    """The body of an answer, which tells when it ends."""
+
+    def __init__(self, stream: Any, ending: Ending) -> None:
+        self._stream = stream
+        self._ending = ending
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._stream
+        except BaseException as error:
+            self._ending.tell(error)
+            raise
+        self._ending.tell()
+
+    def close(self) -> None:
+        """Let the connection go, whatever is left of the body."""
+        try:
+            self._stream.close()
+        finally:
+            self._ending.tell(CancelledError())
+
+
+class AsyncBody(httpx.AsyncByteStream):
+    """The body of an answer, which tells when it ends."""
+
+    def __init__(self, stream: Any, ending: Ending) -> None:
+        self._stream = stream
+        self._ending = ending
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._stream:
+                yield part
+        except BaseException as error:
+            self._ending.tell(error)
+            raise
+        self._ending.tell()
+
+    async def aclose(self) -> None:
+        """Let the connection go, whatever is left of the body."""
+        try:
+            await self._stream.aclose()
+        finally:
+            self._ending.tell(CancelledError())
+
+
+class BalancedTransport(Transport, httpx.BaseTransport):
+    """Sends each request to the instance whose turn it is. For threads.
+
+    Any number of threads may share it. Made with the parameters of `Transport`.
+
+    Notes
+    -----
+    A request is tried again on another instance where no connection could be made; and, where it
+    may be made twice, also where the connection broke, an answer did not come in time, or had a
+    status of `retry_statuses`; as the policy allows it. It may be made twice where its method is
+    idempotent (RFC 9110) and its body is not read while it is sent, or as `call_options` says.
+    Where all attempts were answered like that the last answer is what comes back.
+
+    The URL keeps its host: in the header Host, for the server's name in TLS, and for the
+    certificate. Only the connection is the instance's.
+
+    The answer's `extensions["instance"]` says who gave it, and so does `rota.selector.Peer`.
+    """
+
+    _kind = BalancerFactory
+    _plain = httpx.HTTPTransport
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; return the answer, whose body is still to be read.
+
+        Raises
+        ------
+        NoInstance
+            Nobody is there; an httpx.ConnectError.
+        DeadlineError
+            The deadline of the policy has passed.
+        httpx.TransportError
+            Of the last attempt.
+        RuntimeError
+            The transport is closed.
+        """
+        sending = Sending(request, self._deadline)
+
+        def attempt(instance: Instance, done: Done) -> httpx.Response:
+            self._close_refused(sending)
+            member, release, sent = self._begin(sending, instance)
+            try:
+                response = member.connection.transport.handle_request(sent)
+            except BaseException as error:
+                release(outcome_of(error) is Outcome.FAILURE)
+                raise
+            return self._land(sending, instance, response, Body, done, release)
+
+        try:
+            timeout = self._connect_timeout(request)
+            self._held = service = self._dialer.factory.get(self._endpoint, timeout)
+            return open_call(service.get_picker, attempt, **self._arguments(request))
+        except StatusError as error:
+            if error is not sending.refused:
+                raise
+            return sending.give_up()
+        except Exception as error:
+            raised = _as_httpx(error, request)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            self._close_refused(sending)
+
+    def _close_refused(self, sending: Sending) -> None:
+        if sending.refused is not None:
+            sending.give_up().close()
+
+    def close(self) -> None:
+        """Close all connections, and what follows discovery where it is the transport's own."""
+        self._held = None
+        for connection in self._dialer.close():
+            connection.transport.close()
+        if self._dialer.is_owner:
+            self._dialer.factory.close()
+
+    def _let_go(self, connection: Connection) -> None:
+        connection.transport.close()
+
+
+class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
+    """Sends each request to the instance whose turn it is: `BalancedTransport` for asyncio.
+
+    For the one event loop that it is used on. `discovery` is a Resolver or an
+    `AsyncBalancerFactory`.
+    """
+
+    _kind = AsyncBalancerFactory
+    _plain = httpx.AsyncHTTPTransport
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closings: set[asyncio.Task[None]] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; return the answer, whose body is still to be read.
+
+        What it raises is what `BalancedTransport.handle_request` does.
+        """
+        sending = Sending(request, self._deadline)
+        self._loop = asyncio.get_running_loop()
+
+        async def attempt(instance: Instance, done: Done) -> httpx.Response:
+            await self._close_refused(sending)
+            member, release, sent = self._begin(sending, instance)
+            try:
+                response = await member.connection.transport.handle_async_request(sent)
+            except BaseException as error:
+                release(outcome_of(error) is Outcome.FAILURE)
+                raise
+            return self._land(sending, instance, response, AsyncBody, done, release)
+
+        try:
+            self._held = service = await self._find(request)
+            return await open_call_async(service.get_picker, attempt, **self._arguments(request))
+        except StatusError as error:
+            if error is not sending.refused:
+                raise
+            return sending.give_up()
+        except Exception as error:
+            raised = _as_httpx(error, request)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            await self._close_refused(sending)
+
+    async def _find(self, request: httpx.Request) -> ServiceBalancer:
+        factory: AsyncBalancerFactory = self._dialer.factory
+        finding = factory.get(self._endpoint)
+        if factory.followed(self._endpoint) is not None:  # nothing is waited for
+            return await finding
+        return await asyncio.wait_for(finding, self._connect_timeout(request))
+
+    async def _close_refused(self, sending: Sending) -> None:
+        if sending.refused is not None:
+            await sending.give_up().aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections, and what follows discovery where it is the transport's own."""
+        self._held = None
+        for connection in self._dialer.close():
+            await connection.transport.aclose()
+        if self._dialer.is_owner:
+            await self._dialer.factory.close()
+        if self._closings:
+            await asyncio.wait(self._closings)
+
+    def _let_go(self, connection: Connection) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            # Whoever lets go last may be a thread that collects garbage.
+            loop.call_soon_threadsafe(self._close_soon, connection)
+
+    def _close_soon(self, connection: Connection) -> None:
+        closing = asyncio.ensure_future(connection.transport.aclose())
+        self._closings.add(closing)
+        closing.add_done_callback(self._closings.discard)
+
+
+class Router:
+    """Sends requests for the origin of a client to the balanced transport, others straight on.
+
+    Redirects may lead anywhere.
+    """
+
+    def __init__(self, balanced: Any, origin: httpx.URL) -> None:
+        self._balanced = balanced
+        self._origin = origin
+        self._plain: Any = None
+
+    def route(self, url: httpx.URL) -> Any:
+        """Return the transport for a URL."""
+        origin = self._origin
+        if url.raw_host == origin.raw_host and url.port == origin.port:
+            return self._balanced
+        if self._plain is None:
+            self._plain = self._balanced.plain_transport()
+        return self._plain
+
+
+class SyncRouter(Router, httpx.BaseTransport):
+    """A `Router` for threads."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        answer: httpx.Response = self.route(request.url).handle_request(request)
+        return answer
+
+    def close(self) -> None:
+        """Close both transports."""
+        self._balanced.close()
+        if self._plain is not None:
+            self._plain.close()
+
+
+class AsyncRouter(Router, httpx.AsyncBaseTransport):
+    """A `Router` for asyncio."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        answer: httpx.Response = await self.route(request.url).handle_async_request(request)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close both transports."""
+        await self._balanced.aclose()
+        if self._plain is not None:
+            await self._plain.aclose()
+
+
+def _origin_of(endpoint: str, origin: str | None) -> httpx.URL:
+    """Return what the URLs of a service begin with.
+
+    Raises
+    ------
+    ValueError
+        The service's name cannot be a host's, and no origin is given; or that is none.
+    """
+    service = service_of(endpoint)
+    if origin is None:
+        try:
+            url = httpx.URL(f"http://{service}")
+            is_fit = bool(url.host) and url.raw_path == b"/" and not url.userinfo and not url.port
+        except httpx.InvalidURL:
+            is_fit = False
+        if not is_fit:
+            raise ValueError(f"origin must be given for a service that is no host, got {service!r}")
+        return url
+    try:
+        url = httpx.URL(origin)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ValueError(f"origin must be 'https://host', got {origin!r}") from error
+    if url.scheme not in PORTS or not url.host or url.raw_path != b"/":
+        raise ValueError(f"origin must be 'https://host', got {origin!r}")
+    return url
+
+
+def _split_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the options of a client those of a balanced transport, and return them."""
+    return {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+
+
+def _at_origin(url: Any, origin: httpx.URL, endpoint: str) -> Any:
+    """Return the URL of a request, where it is one of ``discovery:///`` with the origin's host.
+
+    Raises
+    ------
+    ValueError
+        It is of another service.
+    """
+    if not str(url).startswith("discovery:"):
+        return url
+    service, raw_path = split_target(httpx.URL(url).raw_path)
+    if service != service_of(endpoint):
+        raise ValueError(f"url must be of {endpoint!r}, got {str(url)!r}")
+    return origin.copy_with(raw_path=raw_path)
+
+
+class Client(httpx.Client):
+    """A client of httpx for one service: its requests go to the instance whose turn it is.
+
+    Parameters
+    ----------
+    endpoint : str
+        "discovery:///name", or "name".
+    discovery : Resolver or BalancerFactory
+    origin : str or None
+        What the servers take themselves for: the scheme, the header Host, and the name in their
+        certificates. None: "http://name".
+    options
+        Those of `BalancedTransport`, and all others of `httpx.Client` but `base_url`, `mounts` and
+        `proxy`. URLs are relative to the origin, or begin with ``discovery:///name/``; those of
+        other hosts, where redirects may lead, go there as ever.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of no use.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        discovery: Resolver | BalancerFactory,
+        *,
+        origin: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._origin, self._endpoint = _origin_of(endpoint, origin), endpoint
+        balanced = BalancedTransport(discovery, endpoint, **_split_options(options))
+        router = SyncRouter(balanced, self._origin)
+        super().__init__(base_url=self._origin, transport=router, **options)
+
+    def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
+        """Return a request, as of `httpx.Client`."""
+        url = _at_origin(url, self._origin, self._endpoint)
+        return super().build_request(method, url, **options)
+
+
+class AsyncClient(httpx.AsyncClient):
+    """A client of httpx for one service, for asyncio. Its parameters are those of `Client`.
+
+    `discovery` is a Resolver or an `AsyncBalancerFactory`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        discovery: Resolver | AsyncBalancerFactory,
+        *,
+        origin: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._origin, self._endpoint = _origin_of(endpoint, origin), endpoint
+        balanced = AsyncBalancedTransport(discovery, endpoint, **_split_options(options))
+        router = AsyncRouter(balanced, self._origin)
+        super().__init__(base_url=self._origin, transport=router, **options)
+
+    def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
+        """Return a request, as of `httpx.AsyncClient`."""
+        url = _at_origin(url, self._origin, self._endpoint)
+        return super().build_request(method, url, **options)
