@@ -47,6 +47,16 @@ class Dialer(Generic[F, C]):
     connect, close : callable
         See `Members`.
 
+    Attributes
+    ----------
+    factory : BalancerFactory or AsyncBalancerFactory
+    is_owner : bool
+        Whether the factory is to be closed with the client.
+    is_selecting : bool
+        Whether it goes by selectors, which tell the peer by themselves; else by Kitex' pickers.
+    members : Members
+    rest : Rest
+
     Raises
     ------
     TypeError
@@ -80,11 +90,11 @@ class Dialer(Generic[F, C]):
         elif not isinstance(discovery, Resolver):
             raise TypeError(f"discovery must be a Resolver or a factory, got {discovery!r}")
         chosen = discovery.balancer if is_shared else as_balancer(balancer)
-        self._is_selecting = isinstance(chosen, SelectorBalancer)
+        self.is_selecting = isinstance(chosen, SelectorBalancer)
         is_keyed = isinstance(chosen, SelectorBalancer) and chosen.is_keyed
         if key is not None and not is_keyed:
             raise TypeError(f"key is for selectors that go by one, not for {chosen.name!r}")
-        if chain and not self._is_selecting:
+        if chain and not self.is_selecting:
             raise TypeError(f"filters are for selectors, not for {chosen.name!r}")
         self._is_keyed = is_keyed
         self._filters = chain
@@ -103,8 +113,17 @@ class Dialer(Generic[F, C]):
         self._unhook: weakref.finalize[..., Any] = weakref.finalize(self, _call_all, unhooks)
         self._unhook.atexit = False
 
-    def options(self, request: Any, is_idempotent: bool) -> dict[str, Any]:
+    def options(self, request: Any, is_idempotent: bool, is_whole: bool = True) -> dict[str, Any]:
         """Return the keyword arguments for `open_call` with this request.
+
+        Parameters
+        ----------
+        request : object
+            For pickers and for the key's function.
+        is_idempotent : bool
+            Whether it may be made twice, where `call_options` does not say.
+        is_whole : bool
+            Whether it can be: a stream that was sent is gone.
 
         Raises
         ------
@@ -113,12 +132,12 @@ class Dialer(Generic[F, C]):
         """
         said = current.get()
         if said.idempotent is not None:
-            is_idempotent = said.idempotent
+            is_idempotent = said.idempotent and is_whole
         arguments: dict[str, Any] = {
             "policy": self._policy if is_idempotent else self._cautious,
             "rest": self.rest,
         }
-        if not self._is_selecting:
+        if not self.is_selecting:
             if said.filters or said.key is not None:
                 raise TypeError("filters and key are for selectors, the balancer is none")
             arguments["request"] = request
@@ -135,13 +154,6 @@ class Dialer(Generic[F, C]):
             arguments["key"] = _random.getrandbits(63) if key is None else key
         return arguments
 
-    def begin(self, instance: Instance, user: object) -> Any:
-        """Begin an attempt; return the member that it is made through."""
-        caller = peer.get()
-        if caller is not None:
-            caller.node = instance
-        return self.members.take(instance, user)
-
     def close(self) -> list[C]:
         """Take no calls any more; returns the connections, to be closed."""
         self._unhook()
@@ -151,6 +163,13 @@ class Dialer(Generic[F, C]):
 def _call_all(functions: Sequence[Callable[[], object]]) -> None:
     for function in functions:
         function()
+
+
+def tell_peer(instance: Instance) -> None:
+    """Tell the peer of this context, if any, who is called; a selector does so by itself."""
+    caller = peer.get()
+    if caller is not None:
+        caller.node = instance
 
 
 class _Following:

@@ -16,7 +16,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from rota.clients.dialing import Dialer
+from rota.clients.dialing import Dialer, tell_peer
 from rota.clients.http import (
     IDEMPOTENT,
     PORTS,
@@ -84,30 +84,33 @@ class InstanceURL(httpx.URL):
     httpx takes as long to change a URL as rota takes for all the rest.
     """
 
-    def __init__(self, base: httpx.URL, raw_path: bytes) -> None:
-        self._base = base
-        self._raw_path = raw_path
+    __slots__ = ("_base", "port", "raw_host", "raw_path", "raw_scheme")
 
-    @property
-    def raw_scheme(self) -> bytes:
-        return self._base.raw_scheme
-
-    @property
-    def raw_host(self) -> bytes:
-        return self._base.raw_host
-
-    @property
-    def port(self) -> int | None:
-        return self._base.port
-
-    @property
-    def raw_path(self) -> bytes:
-        return self._raw_path
+    def __init__(self, base: "Base", raw_path: bytes) -> None:
+        self._base = base.url
+        self.raw_scheme, self.raw_host, self.port = base.parts  # type: ignore[misc]
+        self.raw_path = raw_path  # type: ignore[misc]
 
     @property
     def _uri_reference(self) -> Any:  # type: ignore[override]
-        whole: Any = self._base.copy_with(raw_path=self._raw_path)
+        whole: Any = self._base.copy_with(raw_path=self.raw_path)
         return whole._uri_reference
+
+
+class Base:
+    """Where an instance is, as a URL without a path.
+
+    Attributes
+    ----------
+    parts : (bytes, bytes, int)
+        Its scheme, host and port.
+    """
+
+    __slots__ = ("parts", "url")
+
+    def __init__(self, scheme: str, host: str, port: int | None) -> None:
+        self.url = httpx.URL(scheme=scheme, host=host, port=port)
+        self.parts = self.url.raw_scheme, self.url.raw_host, self.url.port
 
 
 class Connection:
@@ -116,7 +119,7 @@ class Connection:
     Attributes
     ----------
     transport : httpx.BaseTransport or httpx.AsyncBaseTransport
-    bases : dict of bytes to httpx.URL
+    bases : dict of bytes to Base
         Where the instance is, by scheme.
     """
 
@@ -124,14 +127,13 @@ class Connection:
 
     def __init__(self, instance: Instance, transport: Any) -> None:
         self.transport = transport
-        self.bases: dict[bytes, httpx.URL] = {}
-        for scheme in PORTS:
-            if instance.network == "unix":
-                base = httpx.URL(scheme=scheme, host="localhost")
-            else:
-                host, port = split_address(instance, scheme)
-                base = httpx.URL(scheme=scheme, host=host, port=port)
-            self.bases[scheme.encode()] = base
+        is_unix = instance.network == "unix"
+        self.bases = {
+            scheme.encode(): Base(
+                scheme, *(("localhost", None) if is_unix else split_address(instance, scheme))
+            )
+            for scheme in PORTS
+        }
 
 
 class Transport:
@@ -231,11 +233,9 @@ class Transport:
         raise NotImplementedError
 
     def _arguments(self, request: httpx.Request) -> dict[str, Any]:
-        return self._dialer.options(request, self._is_idempotent(request))
-
-    def _is_idempotent(self, request: httpx.Request) -> bool:
         # A body that is read as it is sent cannot be sent again.
-        return request.method in IDEMPOTENT and isinstance(request.stream, httpx.ByteStream)
+        is_whole = isinstance(request.stream, httpx.ByteStream)
+        return self._dialer.options(request, is_whole and request.method in IDEMPOTENT, is_whole)
 
     def _connect_timeout(self, request: httpx.Request) -> float | None:
         """Return for how long a service may be looked for: that is a part of connecting."""
@@ -246,9 +246,12 @@ class Transport:
         self, sending: "Sending", instance: Instance
     ) -> tuple[Member[Connection], Callable[[bool], None], httpx.Request]:
         """Begin an attempt; return its member, what releases that, and the request to send."""
-        user = object()
-        member = self._dialer.begin(instance, user)
-        release = partial(self._dialer.members.release, member, user)
+        dialer = self._dialer
+        if not dialer.is_selecting:
+            tell_peer(instance)
+        members = dialer.members
+        member = members.take(instance, sending)
+        release = partial(members.release, member, sending)
         try:
             return member, release, sending.to(member.connection)
         except BaseException:
@@ -260,7 +263,7 @@ class Transport:
         sending: "Sending",
         instance: Instance,
         response: httpx.Response,
-        body: Callable[[Any, Ending], Any],
+        body: Callable[..., Any],
         done: Done,
         release: Callable[[bool], None],
     ) -> httpx.Response:
@@ -272,8 +275,8 @@ class Transport:
             if error is not None and error.retry_after:
                 self._dialer.rest.leave_alone(instance, error.retry_after)
         is_refused = status in self._retry_statuses
-        ending = Ending(unheard if is_refused else done, release, error, response.headers)
-        response.stream = body(response.stream, ending)
+        ending = body(unheard if is_refused else done, release, error, response.headers)
+        ending.stream, response.stream = response.stream, ending
         response.extensions["instance"] = instance
         if is_refused and error is not None:
             sending.refused = error
@@ -322,13 +325,11 @@ class Sending:
             said = extensions.get("timeout", {})
             timeout = {k: left if (v := said.get(k)) is None else min(v, left) for k in TIMEOUTS}
             extensions = {**extensions, "timeout": timeout}
-        return httpx.Request(
-            request.method,
-            InstanceURL(base, url.raw_path),
-            headers=request.headers,
-            stream=request.stream,
-            extensions=extensions,
-        )
+        # The same in all else: nothing is parsed or copied that nobody changes.
+        sent = httpx.Request.__new__(httpx.Request)
+        sent.__dict__.update(request.__dict__)
+        sent.url, sent.extensions = InstanceURL(base, url.raw_path), extensions
+        return sent
 
     def give_up(self) -> httpx.Response:
         """Return the answer that was refused; it is no more this one's."""
@@ -339,51 +340,47 @@ class Sending:
         return response
 
 
-class Body(httpx.SyncByteStream):
-    """The body of an answer, which tells when it ends."""
+class Body(Ending, httpx.SyncByteStream):
+    """The body of an answer, which tells when it ends. For threads."""
 
-    def __init__(self, stream: Any, ending: Ending) -> None:
-        self._stream = stream
-        self._ending = ending
+    stream: Any  # that of the instance's transport
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._stream
+            yield from self.stream
         except BaseException as error:
-            self._ending.tell(error)
+            self.tell(error)
             raise
-        self._ending.tell()
+        self.tell()
 
     def close(self) -> None:
         """Let the connection go, whatever is left of the body."""
         try:
-            self._stream.close()
+            self.stream.close()
         finally:
-            self._ending.tell(CancelledError())
+            self.tell(CancelledError())
 
 
-class AsyncBody(httpx.AsyncByteStream):
-    """The body of an answer, which tells when it ends."""
+class AsyncBody(Ending, httpx.AsyncByteStream):
+    """The body of an answer, which tells when it ends. For asyncio."""
 
-    def __init__(self, stream: Any, ending: Ending) -> None:
-        self._stream = stream
-        self._ending = ending
+    stream: Any  # that of the instance's transport
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for part in self._stream:
+            async for part in self.stream:
                 yield part
         except BaseException as error:
-            self._ending.tell(error)
+            self.tell(error)
             raise
-        self._ending.tell()
+        self.tell()
 
     async def aclose(self) -> None:
         """Let the connection go, whatever is left of the body."""
         try:
-            await self._stream.aclose()
+            await self.stream.aclose()
         finally:
-            self._ending.tell(CancelledError())
+            self.tell(CancelledError())
 
 
 class BalancedTransport(Transport, httpx.BaseTransport):
@@ -425,7 +422,8 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         sending = Sending(request, self._deadline)
 
         def attempt(instance: Instance, done: Done) -> httpx.Response:
-            self._close_refused(sending)
+            if sending.refused is not None:
+                sending.give_up().close()
             member, release, sent = self._begin(sending, instance)
             try:
                 response = member.connection.transport.handle_request(sent)
@@ -435,8 +433,10 @@ class BalancedTransport(Transport, httpx.BaseTransport):
             return self._land(sending, instance, response, Body, done, release)
 
         try:
-            timeout = self._connect_timeout(request)
-            self._held = service = self._dialer.factory.get(self._endpoint, timeout)
+            service = self._held
+            if service is None:
+                timeout = self._connect_timeout(request)
+                self._held = service = self._dialer.factory.get(self._endpoint, timeout)
             return open_call(service.get_picker, attempt, **self._arguments(request))
         except StatusError as error:
             if error is not sending.refused:
@@ -448,11 +448,8 @@ class BalancedTransport(Transport, httpx.BaseTransport):
                 raise
             raise raised from error
         finally:
-            self._close_refused(sending)
-
-    def _close_refused(self, sending: Sending) -> None:
-        if sending.refused is not None:
-            sending.give_up().close()
+            if sending.refused is not None:
+                sending.give_up().close()
 
     def close(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -487,10 +484,11 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         What it raises is what `BalancedTransport.handle_request` does.
         """
         sending = Sending(request, self._deadline)
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
 
         async def attempt(instance: Instance, done: Done) -> httpx.Response:
-            await self._close_refused(sending)
+            if sending.refused is not None:
+                await sending.give_up().aclose()
             member, release, sent = self._begin(sending, instance)
             try:
                 response = await member.connection.transport.handle_async_request(sent)
@@ -500,7 +498,10 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
             return self._land(sending, instance, response, AsyncBody, done, release)
 
         try:
-            self._held = service = await self._find(request)
+            service = self._held
+            if service is None or self._loop is not loop:
+                self._held = service = await self._find(request)
+                self._loop = loop
             return await open_call_async(service.get_picker, attempt, **self._arguments(request))
         except StatusError as error:
             if error is not sending.refused:
@@ -512,7 +513,8 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
                 raise
             raise raised from error
         finally:
-            await self._close_refused(sending)
+            if sending.refused is not None:
+                await sending.give_up().aclose()
 
     async def _find(self, request: httpx.Request) -> ServiceBalancer:
         factory: AsyncBalancerFactory = self._dialer.factory
@@ -520,10 +522,6 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         if factory.followed(self._endpoint) is not None:  # nothing is waited for
             return await finding
         return await asyncio.wait_for(finding, self._connect_timeout(request))
-
-    async def _close_refused(self, sending: Sending) -> None:
-        if sending.refused is not None:
-            await sending.give_up().aclose()
 
     async def aclose(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -638,7 +636,7 @@ def _at_origin(url: Any, origin: httpx.URL, endpoint: str) -> Any:
     ValueError
         It is of another service.
     """
-    if not str(url).startswith("discovery:"):
+    if not (url if type(url) is str else str(url)).startswith("discovery:"):
         return url
     service, raw_path = split_target(httpx.URL(url).raw_path)
     if service != service_of(endpoint):

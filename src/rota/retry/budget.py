@@ -91,9 +91,11 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """Count a call; not its retries. O(1)."""
-        now = self._now()
+        now = round(self._clock() * _NANOSECONDS) // self._slot  # `_now`, for every call
         with self._lock:
-            self._calls[self._turn_to(now)] += 1
+            last = self._last
+            slot = last % (SLOTS + 1) if now == last else self._turn_to(now)
+            self._calls[slot] += 1
             self.n_calls += 1
 
     def withdraw(self) -> bool:

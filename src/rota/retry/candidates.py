@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
+from types import MethodType
 from typing import Any, Protocol, TypeVar
 
 from rota.loadbalance import attempts
@@ -39,6 +40,8 @@ def ask(source: Any) -> Any:
     TypeError
         `source` is none of these.
     """
+    if type(source) is MethodType:  # as `get_picker` of a service; the others take longer
+        return source()
     if hasattr(source, "next") or hasattr(source, "select"):
         return source
     if not callable(source):
