@@ -10,10 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+PATH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/usr/local/go/bin"]
+)
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the test, or fail where the environment says CI=true."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def program(name: str, package: str) -> str:
@@ -32,10 +42,7 @@ def program(name: str, package: str) -> str:
                 said = _install(package)
         if found := shutil.which(name, path=PATH):
             return found
-    reason = f"no {name} here; on Debian or Ubuntu: apt-get install {package} ({said})"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    unavailable(f"no {name} here; on Debian or Ubuntu: apt-get install {package} ({said})")
 
 
 def _install(package: str) -> str:
