@@ -103,8 +103,15 @@ class Dialer(Generic[F, C]):
         self._unhook: weakref.finalize[..., Any] = weakref.finalize(self, _call_all, unhooks)
         self._unhook.atexit = False
 
-    def options(self, request: Any, is_idempotent: bool) -> dict[str, Any]:
+    def options(self, request: Any, is_idempotent: bool, can_repeat: bool = True) -> dict[str, Any]:
         """Return the keyword arguments for `open_call` with this request.
+
+        Parameters
+        ----------
+        is_idempotent : bool
+            Unless `call_options` says something else.
+        can_repeat : bool
+            False: it cannot be sent twice, whatever anybody says of it.
 
         Raises
         ------
@@ -115,7 +122,7 @@ class Dialer(Generic[F, C]):
         if said.idempotent is not None:
             is_idempotent = said.idempotent
         arguments: dict[str, Any] = {
-            "policy": self._policy if is_idempotent else self._cautious,
+            "policy": self._policy if is_idempotent and can_repeat else self._cautious,
             "rest": self.rest,
         }
         if not self._is_selecting:

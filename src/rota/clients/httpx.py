@@ -25,6 +25,7 @@ from rota.clients.http import (
     StatusError,
     as_statuses,
     failure_of,
+    origin_of,
     split_address,
     split_target,
 )
@@ -606,23 +607,10 @@ def _origin_of(endpoint: str, origin: str | None) -> httpx.URL:
     ValueError
         The service's name cannot be a host's, and no origin is given; or that is none.
     """
-    service = service_of(endpoint)
-    if origin is None:
-        try:
-            url = httpx.URL(f"http://{service}")
-            is_fit = bool(url.host) and url.raw_path == b"/" and not url.userinfo and not url.port
-        except httpx.InvalidURL:
-            is_fit = False
-        if not is_fit:
-            raise ValueError(f"origin must be given for a service that is no host, got {service!r}")
-        return url
     try:
-        url = httpx.URL(origin)
-    except (httpx.InvalidURL, TypeError) as error:
+        return httpx.URL(origin_of(endpoint, origin))
+    except httpx.InvalidURL as error:
         raise ValueError(f"origin must be 'https://host', got {origin!r}") from error
-    if url.scheme not in PORTS or not url.host or url.raw_path != b"/":
-        raise ValueError(f"origin must be 'https://host', got {origin!r}")
-    return url
 
 
 def _split_options(options: dict[str, Any]) -> dict[str, Any]:
