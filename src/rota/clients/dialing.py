@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from rota.clients.balancing import SelectorBalancer, as_balancer
-from rota.clients.members import Members
+from rota.clients.members import Member, Members
 from rota.clients.options import KeyOf, current
 from rota.discovery import Change, Instance
 from rota.discovery.resolver import Resolver
@@ -113,17 +113,17 @@ class Dialer(Generic[F, C]):
         self._unhook: weakref.finalize[..., Any] = weakref.finalize(self, _call_all, unhooks)
         self._unhook.atexit = False
 
-    def options(self, request: Any, is_idempotent: bool, is_whole: bool = True) -> dict[str, Any]:
+    def options(self, request: Any, is_idempotent: bool, can_repeat: bool = True) -> dict[str, Any]:
         """Return the keyword arguments for `open_call` with this request.
 
         Parameters
         ----------
         request : object
-            For pickers and for the key's function.
+            For pickers, and for what makes the key.
         is_idempotent : bool
-            Whether it may be made twice, where `call_options` does not say.
-        is_whole : bool
-            Whether it can be: a stream that was sent is gone.
+            Unless `call_options` says something else.
+        can_repeat : bool
+            False: it cannot be sent twice, whatever anybody says of it.
 
         Raises
         ------
@@ -132,9 +132,9 @@ class Dialer(Generic[F, C]):
         """
         said = current.get()
         if said.idempotent is not None:
-            is_idempotent = said.idempotent and is_whole
+            is_idempotent = said.idempotent
         arguments: dict[str, Any] = {
-            "policy": self._policy if is_idempotent else self._cautious,
+            "policy": self._policy if is_idempotent and can_repeat else self._cautious,
             "rest": self.rest,
         }
         if not self.is_selecting:
@@ -154,6 +154,14 @@ class Dialer(Generic[F, C]):
             arguments["key"] = _random.getrandbits(63) if key is None else key
         return arguments
 
+    def begin(self, instance: Instance, user: object) -> Member[C]:
+        """Begin an attempt; return the member that it is made through, to be released."""
+        if not self.is_selecting:
+            caller = peer.get()
+            if caller is not None:
+                caller.node = instance
+        return self.members.take(instance, user)
+
     def close(self) -> list[C]:
         """Take no calls any more; returns the connections, to be closed."""
         self._unhook()
@@ -163,13 +171,6 @@ class Dialer(Generic[F, C]):
 def _call_all(functions: Sequence[Callable[[], object]]) -> None:
     for function in functions:
         function()
-
-
-def tell_peer(instance: Instance) -> None:
-    """Tell the peer of this context, if any, who is called; a selector does so by itself."""
-    caller = peer.get()
-    if caller is not None:
-        caller.node = instance
 
 
 class _Following:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from rota.discovery import Instance
 from rota.discovery.resolver import service_of
@@ -81,6 +81,48 @@ def split_target(path: bytes) -> tuple[str, bytes]:
     first, mark, query = first.partition(b"?")
     service = unquote(first.decode("ascii", "replace"))
     return service_of(service), b"/" + rest if slash else b"/" + mark + query
+
+
+def origin_of(endpoint: str, origin: Any) -> str:
+    """Return what the URLs of a service begin with, as "https://host" or "https://host:port".
+
+    Parameters
+    ----------
+    endpoint : str
+        "discovery:///name", or "name".
+    origin : str, URL of a library, or None
+        None: "http://name".
+
+    Raises
+    ------
+    ValueError
+        The service's name cannot be a host's, and no origin is given; or that is none.
+    """
+    if origin is None:
+        service = service_of(endpoint)
+        found = _split_origin(f"http://{service}")
+        if found is None or ":" in service:
+            raise ValueError(f"origin must be given for a service that is no host, got {service!r}")
+        return found
+    found = _split_origin(str(origin))
+    if found is None:
+        raise ValueError(f"origin must be 'https://host', got {origin!r}")
+    return found
+
+
+def _split_origin(url: str) -> str | None:
+    if not url.isprintable() or " " in url:  # urlsplit takes some of these out
+        return None
+    try:
+        parts = urlsplit(url)
+        is_fit = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    if not is_fit or any(mark in parts.netloc for mark in "@%\\"):
+        return None
+    # Compared since the scheme may have been in capitals.
+    rest = url[len(parts.scheme) :].removesuffix("/")
+    return parts.scheme + rest if rest == f"://{parts.netloc}" else None
 
 
 def split_address(instance: Instance, scheme: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from rota.clients.dialing import Dialer, tell_peer
+from rota.clients.dialing import Dialer
 from rota.clients.http import (
     IDEMPOTENT,
     PORTS,
@@ -25,6 +25,7 @@ from rota.clients.http import (
     StatusError,
     as_statuses,
     failure_of,
+    origin_of,
     split_address,
     split_target,
 )
@@ -246,12 +247,8 @@ class Transport:
         self, sending: "Sending", instance: Instance
     ) -> tuple[Member[Connection], Callable[[bool], None], httpx.Request]:
         """Begin an attempt; return its member, what releases that, and the request to send."""
-        dialer = self._dialer
-        if not dialer.is_selecting:
-            tell_peer(instance)
-        members = dialer.members
-        member = members.take(instance, sending)
-        release = partial(members.release, member, sending)
+        member = self._dialer.begin(instance, sending)
+        release = partial(self._dialer.members.release, member, sending)
         try:
             return member, release, sending.to(member.connection)
         except BaseException:
@@ -604,23 +601,10 @@ def _origin_of(endpoint: str, origin: str | None) -> httpx.URL:
     ValueError
         The service's name cannot be a host's, and no origin is given; or that is none.
     """
-    service = service_of(endpoint)
-    if origin is None:
-        try:
-            url = httpx.URL(f"http://{service}")
-            is_fit = bool(url.host) and url.raw_path == b"/" and not url.userinfo and not url.port
-        except httpx.InvalidURL:
-            is_fit = False
-        if not is_fit:
-            raise ValueError(f"origin must be given for a service that is no host, got {service!r}")
-        return url
     try:
-        url = httpx.URL(origin)
-    except (httpx.InvalidURL, TypeError) as error:
+        return httpx.URL(origin_of(endpoint, origin))
+    except httpx.InvalidURL as error:
         raise ValueError(f"origin must be 'https://host', got {origin!r}") from error
-    if url.scheme not in PORTS or not url.host or url.raw_path != b"/":
-        raise ValueError(f"origin must be 'https://host', got {origin!r}")
-    return url
 
 
 def _split_options(options: dict[str, Any]) -> dict[str, Any]:
