@@ -158,9 +158,10 @@ class Ending:
         What the status was.
     headers : mapping of str to str
         Of the answer.
+    attempt : HttpAttempt of rota.clients.telemetry, or None
     """
 
-    __slots__ = ("_done", "_error", "_headers", "_release", "is_told")
+    __slots__ = ("_attempt", "_done", "_error", "_headers", "_release", "is_told")
 
     def __init__(
         self,
@@ -168,7 +169,9 @@ class Ending:
         release: Callable[[bool], object],
         error: StatusError | None,
         headers: Any,
+        attempt: Any = None,
     ) -> None:
+        self._attempt = attempt
         self._done = done
         self._release = release
         self._error = error
@@ -180,10 +183,14 @@ class Ending:
         if self.is_told:
             return
         self.is_told = True
+        if self._attempt is not None:
+            self._attempt.end(error)
         error = self._error or error  # a status says more than how the body ended
         self._release(error is not None and outcome_of(error) is Outcome.FAILURE)
         self._done(DoneInfo(error, self._headers, True, True))
 
     def __del__(self) -> None:
         if not self.is_told:
+            if self._attempt is not None:
+                self._attempt.abandon()
             self.tell(CancelledError())

@@ -31,6 +31,7 @@ from rota.clients.http import (
 )
 from rota.clients.members import Member
 from rota.clients.options import KeyOf
+from rota.clients.telemetry import HttpAttempt, Telemetry, as_telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver, service_of
 from rota.loadbalance import AsyncBalancerFactory, BalancerFactory
@@ -65,7 +66,7 @@ TIMEOUTS = ("connect", "read", "write", "pool")
 # Of `Transport`, by keyword.
 OWN_OPTIONS = (
     *("balancer", "filters", "key", "policy", "retry_statuses", "transport"),
-    *("verify", "cert", "http1", "http2", "limits"),
+    *("verify", "cert", "http1", "http2", "limits", "telemetry"),
 )
 
 LEAST_TIMEOUT = 0.001  # seconds; httpx takes 0 for none
@@ -166,6 +167,8 @@ class Transport:
         options that follow.
     verify, cert, http1, http2, limits
         As of `httpx.HTTPTransport`. Limits are for each instance.
+    telemetry : bool or Telemetry
+        Whether OpenTelemetry hears of each attempt: see `rota.clients.telemetry`.
 
     Raises
     ------
@@ -192,6 +195,7 @@ class Transport:
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits | None = None,
+        telemetry: "bool | Telemetry" = True,
     ) -> None:
         if transport is not None and not callable(transport):
             raise TypeError(f"transport must be a callable that makes one, got {transport!r}")
@@ -199,6 +203,7 @@ class Transport:
         self._deadline = None if policy is None else policy.deadline
         self._retry_statuses = as_statuses(retry_statuses)
         self._make_transport = transport
+        self._telemetry = as_telemetry(telemetry)
         self._options: dict[str, Any] = {"http1": http1, "http2": http2}
         if limits is not None:
             self._options["limits"] = limits
@@ -245,12 +250,16 @@ class Transport:
 
     def _begin(
         self, sending: "Sending", instance: Instance
-    ) -> tuple[Member[Connection], Callable[[bool], None], httpx.Request]:
-        """Begin an attempt; return its member, what releases that, and the request to send."""
+    ) -> tuple[Member[Connection], Callable[[bool], None], httpx.Request, HttpAttempt | None]:
+        """Begin an attempt; return its member, what releases that, the request, and who hears."""
         member = self._dialer.begin(instance, sending)
         release = partial(self._dialer.members.release, member, sending)
         try:
-            return member, release, sending.to(member.connection)
+            sent = sending.to(member.connection)
+            attempt = None
+            if self._telemetry is not None:
+                attempt = sending.told(self._telemetry, instance, sent)
+            return member, release, sent, attempt
         except BaseException:
             release(False)
             raise
@@ -263,22 +272,31 @@ class Transport:
         body: Callable[..., Any],
         done: Done,
         release: Callable[[bool], None],
+        attempt: HttpAttempt | None,
     ) -> httpx.Response:
         """Return the answer of an attempt, or raise the error that it is."""
         status = response.status_code
+        if attempt is not None:
+            attempt.answered(status, _version_of(response))
         error = None
         if status >= 400:
             error = failure_of(status, response.headers.get("Retry-After"), response)
             if error is not None and error.retry_after:
                 self._dialer.rest.leave_alone(instance, error.retry_after)
         is_refused = status in self._retry_statuses
-        ending = body(unheard if is_refused else done, release, error, response.headers)
+        ending = body(unheard if is_refused else done, release, error, response.headers, attempt)
         ending.stream, response.stream = response.stream, ending
         response.extensions["instance"] = instance
         if is_refused and error is not None:
             sending.refused = error
             raise error
         return response
+
+
+def _version_of(response: httpx.Response) -> str | None:
+    """Return the version of HTTP of an answer, as "1.1" or "2"."""
+    said = response.extensions.get("http_version")  # b"HTTP/1.1"
+    return None if said is None else said.decode("ascii", "replace").rpartition("/")[2]
 
 
 def _as_httpx(error: Exception, request: httpx.Request) -> Exception:
@@ -301,12 +319,21 @@ class Sending:
         Of the last attempt, whose answer is to be closed, or given to the caller.
     """
 
-    __slots__ = ("_end", "_request", "refused")
+    __slots__ = ("_end", "_n_told", "_request", "refused")
 
     def __init__(self, request: httpx.Request, deadline: float | None) -> None:
         self._request = request
         self._end = None if deadline is None else monotonic() + deadline
         self.refused: StatusError | None = None
+        self._n_told = 0
+
+    def told(
+        self, telemetry: Telemetry, instance: Instance, sent: httpx.Request
+    ) -> HttpAttempt | None:
+        """Begin an attempt for whoever observes them; return None where nobody does."""
+        n_before, self._n_told = self._n_told, self._n_told + 1
+        request = self._request
+        return telemetry.http_attempt(request.method, request.url, instance, n_before, sent.headers)
 
     def to(self, connection: Connection) -> httpx.Request:
         """Return the request as it goes to an instance."""
@@ -421,13 +448,15 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         def attempt(instance: Instance, done: Done) -> httpx.Response:
             if sending.refused is not None:
                 sending.give_up().close()
-            member, release, sent = self._begin(sending, instance)
+            member, release, sent, told = self._begin(sending, instance)
             try:
                 response = member.connection.transport.handle_request(sent)
             except BaseException as error:
                 release(outcome_of(error) is Outcome.FAILURE)
+                if told is not None:
+                    told.end(error)
                 raise
-            return self._land(sending, instance, response, Body, done, release)
+            return self._land(sending, instance, response, Body, done, release, told)
 
         try:
             service = self._held
@@ -486,13 +515,15 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         async def attempt(instance: Instance, done: Done) -> httpx.Response:
             if sending.refused is not None:
                 await sending.give_up().aclose()
-            member, release, sent = self._begin(sending, instance)
+            member, release, sent, told = self._begin(sending, instance)
             try:
                 response = await member.connection.transport.handle_async_request(sent)
             except BaseException as error:
                 release(outcome_of(error) is Outcome.FAILURE)
+                if told is not None:
+                    told.end(error)
                 raise
-            return self._land(sending, instance, response, AsyncBody, done, release)
+            return self._land(sending, instance, response, AsyncBody, done, release, told)
 
         try:
             service = self._held
