@@ -1,6 +1,6 @@
 module rota/tests/interop/kratos
 
-go 1.22
+go 1.22.0
 
 require (
 	github.com/go-kratos/kratos/contrib/registry/etcd/v2 v2.0.0-20251205160234-b9fab9a5a5ab
