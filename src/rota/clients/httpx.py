@@ -30,6 +30,7 @@ from rota.clients.http import (
 )
 from rota.clients.members import Member
 from rota.clients.options import KeyOf
+from rota.clients.snapshot import ServiceStats, service_stats
 from rota.clients.telemetry import HttpAttempt, Telemetry, as_telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver, service_of
@@ -216,6 +217,11 @@ class Transport:
             connect=self._connect,
             close=self._let_go,
         )
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        dialer = self._dialer
+        return [service_stats(self._endpoint, dialer.members, self._held, dialer.budget)]
 
     def plain_transport(self, **more: Any) -> Any:
         """Return a transport of httpx with this one's options."""
@@ -711,6 +717,11 @@ class Client(httpx.Client):
         balanced = BalancedTransport(discovery, endpoint, **_split_options(options))
         router = SyncRouter(balanced, self._origin)
         super().__init__(base_url=self._origin, transport=router, **options)
+        self._balanced = balanced
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        return self._balanced.stats()
 
     def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
         """Return a request, as of `httpx.Client`."""
@@ -736,6 +747,11 @@ class AsyncClient(httpx.AsyncClient):
         balanced = AsyncBalancedTransport(discovery, endpoint, **_split_options(options))
         router = AsyncRouter(balanced, self._origin)
         super().__init__(base_url=self._origin, transport=router, **options)
+        self._balanced = balanced
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        return self._balanced.stats()
 
     def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
         """Return a request, as of `httpx.AsyncClient`."""
