@@ -2,15 +2,12 @@
 
 import asyncio
 import gc
-import http.server
 import os
 import subprocess
 import sys
 import textwrap
 import threading
-from collections import deque
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from enum import Enum
 
 import httpx
@@ -34,6 +31,7 @@ from rota.clients.telemetry import BUCKETS, Telemetry, as_telemetry, redacted, t
 from rota.discovery import StaticResolver
 from rota.retry import RetryPolicy, any_failure
 from rota.selector import engine
+from tests.scripted_server import closed_port, serving
 
 
 class Observed:
@@ -66,57 +64,10 @@ def observed():
     made.meters.shutdown()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.server.heard.append((self.path, self.headers))
-        if self.path == "/broken":
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-            self.close_connection = True
-            return
-        self.send_response(self.server.statuses.popleft() if self.server.statuses else 200)
-        body = b"x" * (1_000_000 if self.path == "/long" else 5)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """Be silent: clients here leave in the middle of answers."""
-
-
-@contextmanager
-def serving():
-    server = Server(("127.0.0.1", 0), Handler)
-    server.heard, server.statuses = [], deque()
-    server.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.fixture
 def server():
     with serving() as made:
         yield made
-
-
-def closed_port():
-    """Return a port that nobody listens on."""
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        return server.server_address[1]
 
 
 def in_order():

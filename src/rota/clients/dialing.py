@@ -12,7 +12,7 @@ from rota.clients.options import KeyOf, current
 from rota.discovery import Change, Instance
 from rota.discovery.resolver import Resolver
 from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory
-from rota.retry import Rest, RetryPolicy, any_failure, connect_failure
+from rota.retry import Rest, RetryBudget, RetryPolicy, any_failure, connect_failure
 from rota.selector.filters import NodeFilter
 from rota.selector.peer import peer
 from rota.selector.selector import as_chain
@@ -154,12 +154,25 @@ class Dialer(Generic[F, C]):
             arguments["key"] = _random.getrandbits(63) if key is None else key
         return arguments
 
+<<<<<<< HEAD
     def begin(self, instance: Instance, user: object) -> Member[C]:
         """Begin an attempt; return the member that it is made through, to be released."""
         if not self.is_selecting:
             caller = peer.get()
             if caller is not None:
                 caller.node = instance
+=======
+    @property
+    def budget(self) -> RetryBudget | None:
+        """What lets retries through; None where all are."""
+        return self._policy.budget
+
+    def begin(self, instance: Instance, user: object) -> Any:
+        """Begin an attempt; return the member that it is made through."""
+        caller = peer.get()
+        if caller is not None:
+            caller.node = instance
+>>>>>>> wt-telemetry
         return self.members.take(instance, user)
 
     def close(self) -> list[C]:

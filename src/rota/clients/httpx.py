@@ -31,6 +31,7 @@ from rota.clients.http import (
 )
 from rota.clients.members import Member
 from rota.clients.options import KeyOf
+from rota.clients.snapshot import ServiceStats, service_stats
 from rota.clients.telemetry import HttpAttempt, Telemetry, as_telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver, service_of
@@ -63,11 +64,9 @@ logger = logging.getLogger(__name__)
 
 TIMEOUTS = ("connect", "read", "write", "pool")
 
-# Of `Transport`, by keyword.
-OWN_OPTIONS = (
-    *("balancer", "filters", "key", "policy", "retry_statuses", "transport"),
-    *("verify", "cert", "http1", "http2", "limits", "telemetry"),
-)
+# Of `Transport`, by keyword: those of rota, and those that a client of httpx has too.
+OWN_OPTIONS = ("balancer", "filters", "key", "policy", "retry_statuses", "transport", "telemetry")
+SHARED_OPTIONS = ("verify", "cert", "http1", "http2", "limits")
 
 LEAST_TIMEOUT = 0.001  # seconds; httpx takes 0 for none
 
@@ -220,7 +219,12 @@ class Transport:
             close=self._let_go,
         )
 
-    def plain_transport(self, **more: Any) -> Any:
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        dialer = self._dialer
+        return [service_stats(self._endpoint, dialer.members, self._held, dialer.budget)]
+
+    def _plain_transport(self, **more: Any) -> Any:
         """Return a transport of httpx with this one's options."""
         if self._make_transport is not None and not more:
             return self._make_transport()
@@ -232,8 +236,8 @@ class Transport:
 
     def _connect(self, instance: Instance) -> Connection:
         if instance.network == "unix":
-            return Connection(instance, self.plain_transport(uds=instance.address))
-        return Connection(instance, self.plain_transport())
+            return Connection(instance, self._plain_transport(uds=instance.address))
+        return Connection(instance, self._plain_transport())
 
     def _let_go(self, connection: Connection) -> None:
         raise NotImplementedError
@@ -333,7 +337,12 @@ class Sending:
         """Begin an attempt for whoever observes them; return None where nobody does."""
         n_before, self._n_told = self._n_told, self._n_told + 1
         request = self._request
-        return telemetry.http_attempt(request.method, request.url, instance, n_before, sent.headers)
+        context: dict[str, str] = {}
+        attempt = telemetry.http_attempt(request.method, request.url, instance, n_before, context)
+        if context:
+            sent.headers = httpx.Headers(request.headers)  # of this attempt alone
+            sent.headers.update(context)
+        return attempt
 
     def to(self, connection: Connection) -> httpx.Request:
         """Return the request as it goes to an instance."""
@@ -573,57 +582,6 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         closing.add_done_callback(self._closings.discard)
 
 
-class Router:
-    """Sends requests for the origin of a client to the balanced transport, others straight on.
-
-    Redirects may lead anywhere.
-    """
-
-    def __init__(self, balanced: Any, origin: httpx.URL) -> None:
-        self._balanced = balanced
-        self._origin = origin
-        self._plain: Any = None
-
-    def route(self, url: httpx.URL) -> Any:
-        """Return the transport for a URL."""
-        origin = self._origin
-        if url.raw_host == origin.raw_host and url.port == origin.port:
-            return self._balanced
-        if self._plain is None:
-            self._plain = self._balanced.plain_transport()
-        return self._plain
-
-
-class SyncRouter(Router, httpx.BaseTransport):
-    """A `Router` for threads."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request."""
-        answer: httpx.Response = self.route(request.url).handle_request(request)
-        return answer
-
-    def close(self) -> None:
-        """Close both transports."""
-        self._balanced.close()
-        if self._plain is not None:
-            self._plain.close()
-
-
-class AsyncRouter(Router, httpx.AsyncBaseTransport):
-    """A `Router` for asyncio."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request."""
-        answer: httpx.Response = await self.route(request.url).handle_async_request(request)
-        return answer
-
-    async def aclose(self) -> None:
-        """Close both transports."""
-        await self._balanced.aclose()
-        if self._plain is not None:
-            await self._plain.aclose()
-
-
 def _origin_of(endpoint: str, origin: str | None) -> httpx.URL:
     """Return what the URLs of a service begin with.
 
@@ -639,8 +597,12 @@ def _origin_of(endpoint: str, origin: str | None) -> httpx.URL:
 
 
 def _split_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the options of a client those of a balanced transport, and return them."""
-    return {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+    """Return the options of a balanced transport, out of those of a client.
+
+    What is the client's as well stays there: for where redirects may lead.
+    """
+    own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+    return own | {name: options[name] for name in SHARED_OPTIONS if name in options}
 
 
 def _at_origin(url: Any, origin: httpx.URL, endpoint: str) -> Any:
@@ -671,9 +633,9 @@ class Client(httpx.Client):
         What the servers take themselves for: the scheme, the header Host, and the name in their
         certificates. None: "http://name".
     options
-        Those of `BalancedTransport`, and all others of `httpx.Client` but `base_url`, `mounts` and
-        `proxy`. URLs are relative to the origin, or begin with ``discovery:///name/``; those of
-        other hosts, where redirects may lead, go there as ever.
+        Those of `BalancedTransport`, and all others of `httpx.Client` but `base_url`. URLs are
+        relative to the origin, or begin with ``discovery:///name/``; those of other hosts, where
+        redirects may lead, go there as ever.
 
     Raises
     ------
@@ -691,8 +653,13 @@ class Client(httpx.Client):
     ) -> None:
         self._origin, self._endpoint = _origin_of(endpoint, origin), endpoint
         balanced = BalancedTransport(discovery, endpoint, **_split_options(options))
-        router = SyncRouter(balanced, self._origin)
-        super().__init__(base_url=self._origin, transport=router, **options)
+        mounts = {**(options.pop("mounts", None) or {}), str(self._origin).rstrip("/"): balanced}
+        super().__init__(base_url=self._origin, mounts=mounts, **options)
+        self._balanced = balanced
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        return self._balanced.stats()
 
     def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
         """Return a request, as of `httpx.Client`."""
@@ -716,8 +683,13 @@ class AsyncClient(httpx.AsyncClient):
     ) -> None:
         self._origin, self._endpoint = _origin_of(endpoint, origin), endpoint
         balanced = AsyncBalancedTransport(discovery, endpoint, **_split_options(options))
-        router = AsyncRouter(balanced, self._origin)
-        super().__init__(base_url=self._origin, transport=router, **options)
+        mounts = {**(options.pop("mounts", None) or {}), str(self._origin).rstrip("/"): balanced}
+        super().__init__(base_url=self._origin, mounts=mounts, **options)
+        self._balanced = balanced
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        return self._balanced.stats()
 
     def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
         """Return a request, as of `httpx.AsyncClient`."""

@@ -52,6 +52,11 @@ class Members(Generic[C]):
     ----------
     connect : callable (Instance) -> connection
     close : callable (connection) -> None
+
+    Attributes
+    ----------
+    n_calls, n_failures : int
+        Of all members, also of those that have left.
     """
 
     def __init__(self, connect: Callable[[Instance], C], close: Callable[[C], object]) -> None:
@@ -62,6 +67,7 @@ class Members(Generic[C]):
         self._leaving: set[Member[C]] = set()
         self._gone: dict[Hashable, float] = {}  # when, by `time.monotonic`
         self._is_closed = False
+        self.n_calls = self.n_failures = 0
         _all_members.add(self)
 
     def take(self, instance: Instance, user: object) -> Member[C]:
@@ -79,6 +85,7 @@ class Members(Generic[C]):
                 member = self._make(identity, instance)
             member.users.add(user)
             member.n_calls += 1
+            self.n_calls += 1
             return member
 
     def release(self, member: Member[C], user: object, failed: bool = False) -> None:
@@ -90,6 +97,7 @@ class Members(Generic[C]):
         if failed or member.is_leaving:
             with self._lock:
                 member.n_failures += failed
+                self.n_failures += failed
                 is_last = member in self._leaving and not member.users
                 if is_last:
                     self._leaving.discard(member)

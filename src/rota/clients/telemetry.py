@@ -19,13 +19,16 @@ import inspect
 import logging
 import os
 import re
+import threading
 from collections import deque
 from collections.abc import MutableMapping
 from concurrent.futures import CancelledError
+from functools import partial
 from time import monotonic, perf_counter_ns, time_ns
 from typing import Any
 
 from rota.clients.http import PORTS
+from rota.clients.snapshot import METRICS, Metric, Samples, Sources
 from rota.discovery import Instance
 from rota.outcome import Outcome, outcome_of, rpc_status_of
 
@@ -51,7 +54,7 @@ SCHEMA = "https://opentelemetry.io/schemas/1.45.0"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 # Where no provider is set it is looked for again after so many seconds: a look takes 2 us.
-LOOK = 0.001
+LOOK = 0.1
 
 # RFC 9110, RFC 5789, and the draft of QUERY. The variable replaces them.
 _KNOWN_METHODS = "CONNECT,DELETE,GET,HEAD,OPTIONS,PATCH,POST,PUT,QUERY,TRACE"
@@ -98,8 +101,7 @@ class Telemetry:
     """
 
     def __init__(self, tracer_provider: Any = None, meter_provider: Any = None) -> None:
-        if not IS_INSTALLED:
-            raise ImportError("telemetry needs opentelemetry-api 1.30 or later: rota[otel]")
+        _check_installed()
         self._tracer: Any = None
         self._http: Any = None  # histograms, both or none
         self._rpc: Any = None
@@ -378,6 +380,64 @@ class RpcAttempt(Attempt):
         return str((details() if callable(details) else None) or "") or None
 
 
+class Instruments(Sources):
+    """Shows clients, factories, budgets, selectors and pickers as observable instruments.
+
+    They are those of `rota.clients.prometheus`, and read once for each collection.
+
+    Parameters
+    ----------
+    sources : balanced clients, factories, budgets, selectors or pickers
+        Held weakly: who is let go is shown no more. `add` shows more, under names of your own.
+    instances : bool
+        Whether there are samples of each instance. False: of services only, and none of pickers.
+    meter_provider : of OpenTelemetry's API, or None
+        None: that of the program.
+
+    Raises
+    ------
+    ImportError
+        There is no opentelemetry-api.
+    TypeError
+        A source of another kind, or that cannot be held weakly.
+
+    Notes
+    -----
+    OpenTelemetry holds instruments for as long as the provider lives. One object a provider.
+    """
+
+    def __init__(self, *sources: Any, instances: bool = True, meter_provider: Any = None) -> None:
+        _check_installed()
+        super().__init__(*sources, instances=instances)
+        self._reading = threading.Lock()
+        self._unread: Samples = {}
+        provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
+        meter = provider.get_meter("rota", version())
+        for metric in METRICS:
+            if metric.kind == "counter":
+                create = meter.create_observable_counter
+            else:
+                create = meter.create_observable_gauge
+            create(
+                f"rota.{metric.name}",
+                callbacks=[partial(self._observe, metric)],
+                unit=metric.unit,
+                description=metric.description,
+            )
+
+    def _observe(self, metric: Metric, options: Any) -> "list[metrics.Observation]":
+        names = [f"rota.{label}" for label in metric.labels]
+        with self._reading:
+            # A metric that is asked for a second time is so by the next collection.
+            if metric not in self._unread:
+                self._unread = self.samples()
+            samples = self._unread.pop(metric)
+        return [
+            metrics.Observation(value, dict(zip(names, labels, strict=True)))
+            for labels, value in samples
+        ]
+
+
 class _ListSetter:
     """Puts what is propagated into a list of (key, value)."""
 
@@ -436,6 +496,11 @@ def version() -> str:
     import rota  # it may be in the middle of importing us
 
     return rota.__version__
+
+
+def _check_installed() -> None:
+    if not IS_INSTALLED:
+        raise ImportError("telemetry needs opentelemetry-api 1.30 or later: rota[otel]")
 
 
 def _histogram(meter: Any, name: str, description: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rota.arguments import as_duration
 from rota.background import LoopThread
+from rota.discovery import Result
 from rota.discovery.resolver import Resolver
 from rota.discovery.stabilizer import UpdatePolicy
 from rota.events import EventBus, EventQueue
@@ -108,6 +109,16 @@ class Factory:
         """
         return self._services.events
 
+    @property
+    def n_changes(self) -> int:
+        """Changes that were made, of all services."""
+        return self._services.n_changes
+
+    @property
+    def n_deletions(self) -> int:
+        """Services that were forgotten."""
+        return self._services.n_deletions
+
     def followed(self, endpoint: Any) -> ServiceBalancer | None:
         """Return the live balancer of a service that was used of late, else None. O(1)."""
         holder = self._held.get(self._target(endpoint))
@@ -132,6 +143,10 @@ class Factory:
             target: [described(instance) for instance in result.instances]
             for target, (result, _) in self._services.results().items()
         }
+
+    def results(self) -> dict[str, Result]:
+        """Return what is believed of each service that is followed, by target."""
+        return {target: result for target, (result, _) in self._services.results().items()}
 
     def ages(self) -> dict[str, float]:
         """Return for each target for how many seconds discovery has been silent."""

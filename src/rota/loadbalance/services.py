@@ -148,6 +148,7 @@ class Services:
         self.resolver = resolver
         self.balancer = balancer
         self.events = EventQueue()
+        self.n_changes = self.n_deletions = 0
         # By what no two have: any thread may add and remove.
         self.rebalance_hooks: dict[object, Hook] = {}
         self.delete_hooks: dict[object, Hook] = {}
@@ -321,9 +322,11 @@ class Services:
             _call(hook, change)
         if self._rebalancer is not None:
             self._rebalancer.rebalance(change)
+        self.n_changes += 1
         self._tell(DISCOVERY_CHANGE, change)
 
     def _delete(self, result: Result) -> None:
+        self.n_deletions += 1
         gone = Result(result.cacheable, result.cache_key)
         change = Change(gone, removed=result.instances, previous=result)
         for hook in list(self.delete_hooks.values()):
