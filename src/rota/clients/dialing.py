@@ -154,25 +154,17 @@ class Dialer(Generic[F, C]):
             arguments["key"] = _random.getrandbits(63) if key is None else key
         return arguments
 
-<<<<<<< HEAD
+    @property
+    def budget(self) -> RetryBudget | None:
+        """What lets retries through; None where all are."""
+        return self._policy.budget
+
     def begin(self, instance: Instance, user: object) -> Member[C]:
         """Begin an attempt; return the member that it is made through, to be released."""
         if not self.is_selecting:
             caller = peer.get()
             if caller is not None:
                 caller.node = instance
-=======
-    @property
-    def budget(self) -> RetryBudget | None:
-        """What lets retries through; None where all are."""
-        return self._policy.budget
-
-    def begin(self, instance: Instance, user: object) -> Any:
-        """Begin an attempt; return the member that it is made through."""
-        caller = peer.get()
-        if caller is not None:
-            caller.node = instance
->>>>>>> wt-telemetry
         return self.members.take(instance, user)
 
     def close(self) -> list[C]:
