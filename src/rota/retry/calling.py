@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from inspect import isawaitable
 from types import CoroutineType
@@ -166,7 +166,7 @@ async def call_async(
     return await _call_async(source, function, policy, ctx, request, filters, key, False)
 
 
-async def open_call_async(
+def open_call_async(
     source: Picker[T] | Selecting[T] | Callable[[], Any],
     function: Callable[[T, Done], Awaitable[R]],
     policy: RetryPolicy = DEFAULT_POLICY,
@@ -176,9 +176,12 @@ async def open_call_async(
     filters: Sequence[Any] = (),
     key: Any = None,
     rest: Rest | None = None,
-) -> R:
-    """Begin a call whose end is not its result: `open_call` for asyncio, as `call_async`."""
-    return await _call_async(source, function, policy, ctx, request, filters, key, True, rest)
+) -> Coroutine[Any, Any, R]:
+    """Begin a call whose end is not its result: `open_call` for asyncio, as `call_async`.
+
+    To be awaited.
+    """
+    return _call_async(source, function, policy, ctx, request, filters, key, True, rest)
 
 
 async def _call_async(
@@ -197,7 +200,7 @@ async def _call_async(
     try:
         while True:
             found = ask(source)
-            if isawaitable(found):
+            if not hasattr(found, "select") and isawaitable(found):  # which takes longer
                 found = await _until(end, found)
             if end is not None:
                 check_time(end, course)
@@ -207,7 +210,7 @@ async def _call_async(
             for instance, done in to_try:
                 try:
                     attempt = function(instance, done) if is_open else function(instance)
-                    result = await _until(end, attempt)
+                    result = await (attempt if end is None else _until(end, attempt))
                 except BaseException as error:  # noqa: PERF203
                     done(err=error)
                     course = course or Course(policy, end)
