@@ -323,7 +323,8 @@ class BalancedMiddleware:
             if error is not None and error.retry_after:
                 self._dialer.rest.leave_alone(instance, error.retry_after)
         is_refused = error is not None and status in self._retry_statuses
-        ending = Ending(unheard if is_refused else done, release, error, response.headers)
+        ending = Ending(unheard if is_refused else done, release)
+        ending.error, ending.headers = error, response.headers
         setattr(response, INSTANCE, instance)
         connection = response.connection
         if connection is None:  # the body has come already

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from rota.discovery import Instance
 from rota.discovery.resolver import service_of
-from rota.outcome import Outcome, outcome_of, parse_retry_after
+from rota.outcome import Outcome, outcome_of, parse_retry_after, unheard
 from rota.selector import DoneInfo
 
 # RFC 9110, section 9.2.2.
@@ -154,28 +154,29 @@ class Ending:
     done : callable
         The balancer's.
     release : callable (failed) -> None
+    told : HttpAttempt of rota.clients.telemetry, or None
+
+    Attributes
+    ----------
     error : StatusError or None
-        What the status was.
-    headers : mapping of str to str
+        What the status was; None at first.
+    headers : mapping of str to str, or None
         Of the answer.
-    attempt : HttpAttempt of rota.clients.telemetry, or None
     """
 
-    __slots__ = ("_attempt", "_done", "_error", "_headers", "_release", "is_told")
+    __slots__ = ("_done", "_release", "_told", "error", "headers", "is_told")
 
     def __init__(
         self,
         done: Callable[..., object],
         release: Callable[[bool], object],
-        error: StatusError | None,
-        headers: Any,
-        attempt: Any = None,
+        told: Any = None,
     ) -> None:
-        self._attempt = attempt
         self._done = done
         self._release = release
-        self._error = error
-        self._headers = headers
+        self._told = told
+        self.error: StatusError | None = None
+        self.headers: Any = None
         self.is_told = False
 
     def tell(self, error: BaseException | None = None) -> None:
@@ -183,14 +184,16 @@ class Ending:
         if self.is_told:
             return
         self.is_told = True
-        if self._attempt is not None:
-            self._attempt.end(error)
-        error = self._error or error  # a status says more than how the body ended
+        if self._told is not None:
+            self._told.end(error)
+        error = self.error or error  # a status says more than how the body ended
         self._release(error is not None and outcome_of(error) is Outcome.FAILURE)
-        self._done(DoneInfo(error, self._headers, True, True))
+        done = self._done
+        if done is not unheard:
+            done(DoneInfo(error, self.headers, True, True))
 
     def __del__(self) -> None:
         if not self.is_told:
-            if self._attempt is not None:
-                self._attempt.abandon()
+            if self._told is not None:
+                self._told.abandon()
             self.tell(CancelledError())

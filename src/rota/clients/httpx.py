@@ -4,7 +4,7 @@
     client.get("/orders/7")
 
 A `BalancedTransport` does the work, and may be mounted in any client of httpx, for any origin. It
-has a transport of httpx for each instance, with connections of its own.
+has a pool of connections for each instance, of httpcore, as httpx' own transports do.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import CancelledError
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rota.clients.dialing import Dialer
 from rota.clients.http import (
@@ -29,7 +29,6 @@ from rota.clients.http import (
     split_address,
     split_target,
 )
-from rota.clients.members import Member
 from rota.clients.options import KeyOf
 from rota.clients.snapshot import ServiceStats, service_stats
 from rota.clients.telemetry import HttpAttempt, Telemetry, as_telemetry
@@ -44,12 +43,10 @@ from rota.selector import NoAvailableInstance
 from rota.selector.filters import NodeFilter
 
 try:
+    import httpcore
     import httpx
 except ImportError as error:
     raise ImportError("rota.clients.httpx needs httpx: pip install 'rota[httpx]'") from error
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "AsyncBalancedTransport",
@@ -65,8 +62,11 @@ logger = logging.getLogger(__name__)
 TIMEOUTS = ("connect", "read", "write", "pool")
 
 # Of `Transport`, by keyword: those of rota, and those that a client of httpx has too.
-OWN_OPTIONS = ("balancer", "filters", "key", "policy", "retry_statuses", "transport", "telemetry")
+OWN_OPTIONS = ("balancer", "filters", "key", "policy", "retry_statuses", "telemetry")
 SHARED_OPTIONS = ("verify", "cert", "http1", "http2", "limits")
+
+# As of httpx itself.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 
 LEAST_TIMEOUT = 0.001  # seconds; httpx takes 0 for none
 
@@ -79,62 +79,26 @@ class DeadlineError(httpx.TimeoutException, DeadlineExceeded):
     """The deadline of the policy has passed."""
 
 
-class InstanceURL(httpx.URL):
-    """The URL of a request as its instance is to see it; parsed only where somebody asks.
-
-    httpx takes as long to change a URL as rota takes for all the rest.
-    """
-
-    __slots__ = ("_base", "port", "raw_host", "raw_path", "raw_scheme")
-
-    def __init__(self, base: "Base", raw_path: bytes) -> None:
-        self._base = base.url
-        self.raw_scheme, self.raw_host, self.port = base.parts  # type: ignore[misc]
-        self.raw_path = raw_path  # type: ignore[misc]
-
-    @property
-    def _uri_reference(self) -> Any:  # type: ignore[override]
-        whole: Any = self._base.copy_with(raw_path=self.raw_path)
-        return whole._uri_reference
-
-
-class Base:
-    """Where an instance is, as a URL without a path.
-
-    Attributes
-    ----------
-    parts : (bytes, bytes, int)
-        Its scheme, host and port.
-    """
-
-    __slots__ = ("parts", "url")
-
-    def __init__(self, scheme: str, host: str, port: int | None) -> None:
-        self.url = httpx.URL(scheme=scheme, host=host, port=port)
-        self.parts = self.url.raw_scheme, self.url.raw_host, self.url.port
-
-
 class Connection:
     """What requests to one instance go through.
 
     Attributes
     ----------
-    transport : httpx.BaseTransport or httpx.AsyncBaseTransport
-    bases : dict of bytes to Base
-        Where the instance is, by scheme.
+    pool : httpcore.ConnectionPool or httpcore.AsyncConnectionPool
+    places : dict of bytes to (bytes, int)
+        The host and the port of the instance, by scheme.
     """
 
-    __slots__ = ("bases", "transport")
+    __slots__ = ("places", "pool")
 
-    def __init__(self, instance: Instance, transport: Any) -> None:
-        self.transport = transport
-        is_unix = instance.network == "unix"
-        self.bases = {
-            scheme.encode(): Base(
-                scheme, *(("localhost", None) if is_unix else split_address(instance, scheme))
-            )
-            for scheme in PORTS
-        }
+    def __init__(self, instance: Instance, pool: Any) -> None:
+        self.pool = pool
+        self.places: dict[bytes, tuple[bytes, int]] = {}
+        for scheme, port in PORTS.items():
+            place = ("localhost", port)  # of a unix socket nobody asks
+            if instance.network != "unix":
+                place = split_address(instance, scheme)
+            self.places[scheme.encode()] = place[0].encode("idna"), place[1]
 
 
 class Transport:
@@ -161,9 +125,6 @@ class Transport:
         None: `RetryPolicy(retry_on=any_failure)`, with a budget.
     retry_statuses : iterable of int
         Answers that count as an error of the attempt.
-    transport : callable () -> httpx transport, or None
-        Makes the transport of an instance. None: `httpx.HTTPTransport`, or its async twin, of the
-        options that follow.
     verify, cert, http1, http2, limits
         As of `httpx.HTTPTransport`. Limits are for each instance.
     telemetry : bool or Telemetry
@@ -175,8 +136,8 @@ class Transport:
         An argument of no use.
     """
 
-    _kind: type[Any]
-    _plain: type[Any]
+    _kind: type[Any]  # of factory
+    _pool: type[Any]
 
     def __init__(
         self,
@@ -188,25 +149,27 @@ class Transport:
         key: KeyOf | None = None,
         policy: RetryPolicy | None = None,
         retry_statuses: Iterable[int] = RETRY_STATUSES,
-        transport: Callable[[], Any] | None = None,
         verify: "ssl.SSLContext | str | bool" = True,
         cert: Any = None,
         http1: bool = True,
         http2: bool = False,
-        limits: httpx.Limits | None = None,
+        limits: httpx.Limits = LIMITS,
         telemetry: "bool | Telemetry" = True,
     ) -> None:
-        if transport is not None and not callable(transport):
-            raise TypeError(f"transport must be a callable that makes one, got {transport!r}")
+        if not isinstance(limits, httpx.Limits):
+            raise TypeError(f"limits must be httpx.Limits, got {limits!r}")
         self._endpoint = endpoint
         self._deadline = None if policy is None else policy.deadline
         self._retry_statuses = as_statuses(retry_statuses)
-        self._make_transport = transport
         self._telemetry = as_telemetry(telemetry)
-        self._options: dict[str, Any] = {"http1": http1, "http2": http2}
-        if limits is not None:
-            self._options["limits"] = limits
-        self._tls: tuple[Any, Any] | None = verify, cert
+        self._options = {
+            "max_connections": limits.max_connections,
+            "max_keepalive_connections": limits.max_keepalive_connections,
+            "keepalive_expiry": limits.keepalive_expiry,
+            "http1": http1,
+            "http2": http2,
+            "ssl_context": httpx.create_ssl_context(verify=verify, cert=cert),
+        }
         self._held: ServiceBalancer | None = None
         self._dialer: Dialer[Any, Connection] = Dialer(
             self._kind,
@@ -224,20 +187,9 @@ class Transport:
         dialer = self._dialer
         return [service_stats(self._endpoint, dialer.members, self._held, dialer.budget)]
 
-    def _plain_transport(self, **more: Any) -> Any:
-        """Return a transport of httpx with this one's options."""
-        if self._make_transport is not None and not more:
-            return self._make_transport()
-        if self._tls is not None:  # made once: it reads all certificates
-            verify, cert = self._tls
-            self._options["verify"] = httpx.create_ssl_context(verify=verify, cert=cert)
-            self._tls = None
-        return self._plain(**self._options, **more)
-
     def _connect(self, instance: Instance) -> Connection:
-        if instance.network == "unix":
-            return Connection(instance, self._plain_transport(uds=instance.address))
-        return Connection(instance, self._plain_transport())
+        path = instance.address if instance.network == "unix" else None
+        return Connection(instance, self._pool(**self._options, uds=path))
 
     def _let_go(self, connection: Connection) -> None:
         raise NotImplementedError
@@ -254,16 +206,16 @@ class Transport:
 
     def _begin(
         self, sending: "Sending", instance: Instance
-    ) -> tuple[Member[Connection], Callable[[bool], None], httpx.Request, HttpAttempt | None]:
-        """Begin an attempt; return its member, what releases that, the request, and who hears."""
+    ) -> tuple[Any, httpcore.Request, Callable[[bool], None], HttpAttempt | None]:
+        """Begin an attempt; return a pool, what to send there, what ends it, and who hears."""
         member = self._dialer.begin(instance, sending)
         release = partial(self._dialer.members.release, member, sending)
         try:
-            sent = sending.to(member.connection)
-            attempt = None
+            headers = sending.request.headers.raw
+            told = None
             if self._telemetry is not None:
-                attempt = sending.told(self._telemetry, instance, sent)
-            return member, release, sent, attempt
+                told = sending.told(self._telemetry, instance, headers)
+            return member.connection.pool, sending.to(member.connection, headers), release, told
         except BaseException:
             release(False)
             raise
@@ -272,28 +224,32 @@ class Transport:
         self,
         sending: "Sending",
         instance: Instance,
-        response: httpx.Response,
-        body: Callable[..., Any],
+        answer: httpcore.Response,
+        body: Callable[..., "Body | AsyncBody"],
         done: Done,
         release: Callable[[bool], None],
-        attempt: HttpAttempt | None,
+        told: HttpAttempt | None,
     ) -> httpx.Response:
         """Return the answer of an attempt, or raise the error that it is."""
-        status = response.status_code
-        if attempt is not None:
-            attempt.answered(status, _version_of(response))
-        error = None
+        status = answer.status
+        is_refused = status in self._retry_statuses
+        stream = body(unheard if is_refused else done, release, told)
+        stream.inner = answer.stream
+        response = httpx.Response(
+            status, headers=answer.headers, stream=stream, extensions=answer.extensions
+        )
+        stream.headers = response.headers
+        response.extensions["instance"] = instance
+        if told is not None:
+            told.answered(status, _version_of(response))
         if status >= 400:
             error = failure_of(status, response.headers.get("Retry-After"), response)
+            stream.error = error
             if error is not None and error.retry_after:
                 self._dialer.rest.leave_alone(instance, error.retry_after)
-        is_refused = status in self._retry_statuses
-        ending = body(unheard if is_refused else done, release, error, response.headers, attempt)
-        ending.stream, response.stream = response.stream, ending
-        response.extensions["instance"] = instance
-        if is_refused and error is not None:
-            sending.refused = error
-            raise error
+            if error is not None and is_refused:
+                sending.refused = error
+                raise error
         return response
 
 
@@ -314,55 +270,71 @@ def _as_httpx(error: Exception, request: httpx.Request) -> Exception:
     return NoInstance(str(error) or type(error).__name__, request=request)
 
 
+def _from_httpcore(error: BaseException) -> Exception | None:
+    """Return an error of httpcore as httpx has it; None for any other."""
+    for kind in type(error).__mro__:
+        if kind.__module__.partition(".")[0] == "httpcore":
+            named = getattr(httpx, kind.__name__, None)
+            if named is not None:
+                found: Exception = named(str(error))
+                return found
+    return None
+
+
 class Sending:
     """One request, on its way through attempts.
 
     Attributes
     ----------
+    request : httpx.Request
     refused : StatusError or None
         Of the last attempt, whose answer is to be closed, or given to the caller.
     """
 
-    __slots__ = ("_end", "_n_told", "_request", "refused")
+    __slots__ = ("_end", "_n_told", "refused", "request")
 
     def __init__(self, request: httpx.Request, deadline: float | None) -> None:
-        self._request = request
+        self.request = request
         self._end = None if deadline is None else monotonic() + deadline
         self.refused: StatusError | None = None
         self._n_told = 0
 
     def told(
-        self, telemetry: Telemetry, instance: Instance, sent: httpx.Request
+        self, telemetry: Telemetry, instance: Instance, headers: list[tuple[bytes, bytes]]
     ) -> HttpAttempt | None:
-        """Begin an attempt for whoever observes them; return None where nobody does."""
+        """Begin an attempt for whoever observes them, with its headers; None: nobody does."""
         n_before, self._n_told = self._n_told, self._n_told + 1
-        request = self._request
+        request = self.request
         context: dict[str, str] = {}
         attempt = telemetry.http_attempt(request.method, request.url, instance, n_before, context)
         if context:
-            sent.headers = httpx.Headers(request.headers)  # of this attempt alone
-            sent.headers.update(context)
+            names = {name.lower().encode() for name in context}
+            headers[:] = [pair for pair in headers if pair[0].lower() not in names]
+            headers += [(name.encode(), value.encode()) for name, value in context.items()]
         return attempt
 
-    def to(self, connection: Connection) -> httpx.Request:
+    def to(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> httpcore.Request:
         """Return the request as it goes to an instance."""
-        request = self._request
+        request = self.request
         url, extensions = request.url, request.extensions
-        base = connection.bases.get(url.raw_scheme)
-        if base is None:
+        scheme = url.raw_scheme
+        place = connection.places.get(scheme)
+        if place is None:
             raise httpx.UnsupportedProtocol(f"url must be of http or https, got {str(url)!r}")
-        if url.raw_scheme == b"https" and "sni_hostname" not in extensions:
+        if scheme == b"https" and "sni_hostname" not in extensions:
             extensions = {**extensions, "sni_hostname": url.host}
         if self._end is not None:
             left = max(self._end - monotonic(), LEAST_TIMEOUT)
             said = extensions.get("timeout", {})
             timeout = {k: left if (v := said.get(k)) is None else min(v, left) for k in TIMEOUTS}
             extensions = {**extensions, "timeout": timeout}
-        # The same in all else: nothing is parsed or copied that nobody changes.
-        sent = httpx.Request.__new__(httpx.Request)
-        sent.__dict__.update(request.__dict__)
-        sent.url, sent.extensions = InstanceURL(base, url.raw_path), extensions
-        return sent
+        return httpcore.Request(
+            request.method,
+            httpcore.URL(scheme=scheme, host=place[0], port=place[1], target=url.raw_path),
+            headers=headers,
+            content=request.stream,
+            extensions=extensions,
+        )
 
     def give_up(self) -> httpx.Response:
         """Return the answer that was refused; it is no more this one's."""
@@ -376,20 +348,23 @@ class Sending:
 class Body(Ending, httpx.SyncByteStream):
     """The body of an answer, which tells when it ends. For threads."""
 
-    stream: Any  # that of the instance's transport
+    inner: Any  # of httpcore
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self.stream
+            yield from self.inner
         except BaseException as error:
             self.tell(error)
-            raise
+            mapped = _from_httpcore(error)
+            if mapped is None:
+                raise
+            raise mapped from error
         self.tell()
 
     def close(self) -> None:
         """Let the connection go, whatever is left of the body."""
         try:
-            self.stream.close()
+            self.inner.close()
         finally:
             self.tell(CancelledError())
 
@@ -397,21 +372,24 @@ class Body(Ending, httpx.SyncByteStream):
 class AsyncBody(Ending, httpx.AsyncByteStream):
     """The body of an answer, which tells when it ends. For asyncio."""
 
-    stream: Any  # that of the instance's transport
+    inner: Any  # of httpcore
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for part in self.stream:
+            async for part in self.inner:
                 yield part
         except BaseException as error:
             self.tell(error)
-            raise
+            mapped = _from_httpcore(error)
+            if mapped is None:
+                raise
+            raise mapped from error
         self.tell()
 
     async def aclose(self) -> None:
         """Let the connection go, whatever is left of the body."""
         try:
-            await self.stream.aclose()
+            await self.inner.aclose()
         finally:
             self.tell(CancelledError())
 
@@ -436,7 +414,7 @@ class BalancedTransport(Transport, httpx.BaseTransport):
     """
 
     _kind = BalancerFactory
-    _plain = httpx.HTTPTransport
+    _pool = httpcore.ConnectionPool
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; return the answer, whose body is still to be read.
@@ -457,15 +435,18 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         def attempt(instance: Instance, done: Done) -> httpx.Response:
             if sending.refused is not None:
                 sending.give_up().close()
-            member, release, sent, told = self._begin(sending, instance)
+            pool, sent, release, told = self._begin(sending, instance)
             try:
-                response = member.connection.transport.handle_request(sent)
+                answer = pool.handle_request(sent)
             except BaseException as error:
                 release(outcome_of(error) is Outcome.FAILURE)
+                mapped = _from_httpcore(error)
                 if told is not None:
-                    told.end(error)
-                raise
-            return self._land(sending, instance, response, Body, done, release, told)
+                    told.end(mapped or error)
+                if mapped is None:
+                    raise
+                raise mapped from error
+            return self._land(sending, instance, answer, Body, done, release, told)
 
         try:
             service = self._held
@@ -490,12 +471,12 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         """Close all connections, and what follows discovery where it is the transport's own."""
         self._held = None
         for connection in self._dialer.close():
-            connection.transport.close()
+            connection.pool.close()
         if self._dialer.is_owner:
             self._dialer.factory.close()
 
     def _let_go(self, connection: Connection) -> None:
-        connection.transport.close()
+        connection.pool.close()
 
 
 class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
@@ -506,7 +487,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
     """
 
     _kind = AsyncBalancerFactory
-    _plain = httpx.AsyncHTTPTransport
+    _pool = httpcore.AsyncConnectionPool
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -524,15 +505,18 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         async def attempt(instance: Instance, done: Done) -> httpx.Response:
             if sending.refused is not None:
                 await sending.give_up().aclose()
-            member, release, sent, told = self._begin(sending, instance)
+            pool, sent, release, told = self._begin(sending, instance)
             try:
-                response = await member.connection.transport.handle_async_request(sent)
+                answer = await pool.handle_async_request(sent)
             except BaseException as error:
                 release(outcome_of(error) is Outcome.FAILURE)
+                mapped = _from_httpcore(error)
                 if told is not None:
-                    told.end(error)
-                raise
-            return self._land(sending, instance, response, AsyncBody, done, release, told)
+                    told.end(mapped or error)
+                if mapped is None:
+                    raise
+                raise mapped from error
+            return self._land(sending, instance, answer, AsyncBody, done, release, told)
 
         try:
             service = self._held
@@ -564,7 +548,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         """Close all connections, and what follows discovery where it is the transport's own."""
         self._held = None
         for connection in self._dialer.close():
-            await connection.transport.aclose()
+            await connection.pool.aclose()
         if self._dialer.is_owner:
             await self._dialer.factory.close()
         if self._closings:
@@ -577,7 +561,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
             loop.call_soon_threadsafe(self._close_soon, connection)
 
     def _close_soon(self, connection: Connection) -> None:
-        closing = asyncio.ensure_future(connection.transport.aclose())
+        closing = asyncio.ensure_future(connection.pool.aclose())
         self._closings.add(closing)
         closing.add_done_callback(self._closings.discard)
 

@@ -134,11 +134,10 @@ class Telemetry:
         headers : mutable mapping
             Of this attempt alone: the trace's context is put there.
         """
-        context = contexts.get_current()
-        if not self._is_wanted(context, is_http=True):
+        if not self._is_heard():
             return None
-        if self._tracer is None and self._http is None:
-            propagate.inject(headers, context)
+        context = contexts.get_current()
+        if _is_suppressed(context, is_http=True):
             return None
         known = method if method in KNOWN_METHODS else "_OTHER"
         port = url.port
@@ -177,11 +176,10 @@ class Telemetry:
         metadata : list of (str, value)
             Of this attempt alone: the trace's context is put there.
         """
-        context = contexts.get_current()
-        if not self._is_wanted(context, is_http=False):
+        if not self._is_heard():
             return None
-        if self._tracer is None and self._rpc is None:
-            propagate.inject(metadata, context, setter=_METADATA)
+        context = contexts.get_current()
+        if _is_suppressed(context, is_http=False):
             return None
         name = method.lstrip("/")
         attributes: Attributes = {"rpc.system.name": "grpc", "rpc.method": name}
@@ -197,8 +195,8 @@ class Telemetry:
         propagate.inject(metadata, attempt.context, setter=_METADATA)
         return attempt
 
-    def _is_wanted(self, context: Any, is_http: bool) -> bool:
-        """Whether there is anybody to tell, or anything in the context to send along."""
+    def _is_heard(self) -> bool:
+        """Whether the program has set a provider: looked for now and then, until it has both."""
         if self._abandoned:
             self._end_abandoned()
         if self._tracer is None or self._http is None:
@@ -206,9 +204,8 @@ class Telemetry:
             if now >= self._next_look:
                 self._next_look = now + LOOK
                 self._look()
-        if not context:
             return self._tracer is not None or self._http is not None
-        return not any(context.get(key) for key in _SUPPRESSIONS[: None if is_http else 2])
+        return True
 
     def _look(self) -> None:
         """Take up the providers that were set. Those of the API itself do nothing."""
@@ -436,6 +433,10 @@ class Instruments(Sources):
             metrics.Observation(value, dict(zip(names, labels, strict=True)))
             for labels, value in samples
         ]
+
+
+def _is_suppressed(context: Any, is_http: bool) -> bool:
+    return any(context.get(key) for key in _SUPPRESSIONS[: None if is_http else 2])
 
 
 class _ListSetter:
