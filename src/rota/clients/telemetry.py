@@ -19,7 +19,6 @@ import inspect
 import logging
 import os
 import re
-import threading
 from collections import deque
 from collections.abc import MutableMapping
 from concurrent.futures import CancelledError
@@ -406,7 +405,6 @@ class Instruments(Sources):
     def __init__(self, *sources: Any, instances: bool = True, meter_provider: Any = None) -> None:
         _check_installed()
         super().__init__(*sources, instances=instances)
-        self._reading = threading.Lock()
         self._unread: Samples = {}
         provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
         meter = provider.get_meter("rota", version())
@@ -424,11 +422,11 @@ class Instruments(Sources):
 
     def _observe(self, metric: Metric, options: Any) -> "list[metrics.Observation]":
         names = [f"rota.{label}" for label in metric.labels]
-        with self._reading:
-            # A metric that is asked for a second time is so by the next collection.
-            if metric not in self._unread:
-                self._unread = self.samples()
-            samples = self._unread.pop(metric)
+        samples = self._unread.pop(metric, None)
+        if samples is None:  # a metric that is asked for a second time: by the next collection
+            read = self.samples()
+            samples = read.pop(metric)
+            self._unread = read
         return [
             metrics.Observation(value, dict(zip(names, labels, strict=True)))
             for labels, value in samples
