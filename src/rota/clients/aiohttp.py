@@ -32,7 +32,8 @@ from rota.discovery.resolver import Resolver
 from rota.loadbalance import AsyncBalancerFactory
 from rota.loadbalance.services import ServiceBalancer
 from rota.outcome import Outcome, outcome_of, unheard
-from rota.retry import DeadlineExceeded, RetryPolicy, open_call_async
+from rota.retry import DeadlineExceeded, RetryPolicy
+from rota.retry.calling import make_call_async
 from rota.retry.candidates import Done
 from rota.selector import NoAvailableInstance
 from rota.selector.filters import NodeFilter
@@ -262,13 +263,13 @@ class BalancedMiddleware:
             return self._land(sending, instance, response, done, release)
 
         body = request.body
-        arguments = self._dialer.options(
+        arguments = self._dialer.arguments(
             request,
             request.method in IDEMPOTENT,
             not body or isinstance(body, (bytes, aiohttp.BytesPayload)),
         )
         try:
-            return await open_call_async(service.get_picker, attempt, **arguments)
+            return await make_call_async(service.get_picker, attempt, *arguments)
         except StatusError as error:
             if error is not sending.refused:
                 raise

@@ -20,6 +20,9 @@ from rota.selector.selector import as_chain
 C = TypeVar("C")
 F = TypeVar("F", BalancerFactory, AsyncBalancerFactory)
 
+# (policy, ctx, request, filters, key, True, rest): what follows the source and the function.
+Arguments = tuple[RetryPolicy, None, Any, tuple[NodeFilter, ...], Any, bool, Rest]
+
 # Of a call without a key. Not to be foreseen, and nobody's seeded numbers are used.
 _random = random.SystemRandom()
 
@@ -113,8 +116,8 @@ class Dialer(Generic[F, C]):
         self._unhook: weakref.finalize[..., Any] = weakref.finalize(self, _call_all, unhooks)
         self._unhook.atexit = False
 
-    def options(self, request: Any, is_idempotent: bool, can_repeat: bool = True) -> dict[str, Any]:
-        """Return the keyword arguments for `open_call` with this request.
+    def arguments(self, request: Any, is_idempotent: bool, can_repeat: bool = True) -> "Arguments":
+        """Return the arguments of `rota.retry.calling.make_call` for this request.
 
         Parameters
         ----------
@@ -133,26 +136,22 @@ class Dialer(Generic[F, C]):
         said = current.get()
         if said.idempotent is not None:
             is_idempotent = said.idempotent
-        arguments: dict[str, Any] = {
-            "policy": self._policy if is_idempotent and can_repeat else self._cautious,
-            "rest": self.rest,
-        }
+        policy = self._policy if is_idempotent and can_repeat else self._cautious
         if not self.is_selecting:
             if said.filters or said.key is not None:
                 raise TypeError("filters and key are for selectors, the balancer is none")
-            arguments["request"] = request
-            return arguments
+            return policy, None, request, (), None, True, self.rest
         filters = self._filters
         if said.filters:
             filters += said.filters
-        if filters:
-            arguments["filters"] = filters
+        key = None
         if self._is_keyed:
             key = said.key
             if key is None and self._key is not None:
                 key = self._key(request)
-            arguments["key"] = _random.getrandbits(63) if key is None else key
-        return arguments
+            if key is None:
+                key = _random.getrandbits(63)
+        return policy, None, None, filters, key, True, self.rest
 
     @property
     def budget(self) -> RetryBudget | None:

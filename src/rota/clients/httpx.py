@@ -16,7 +16,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from rota.clients.dialing import Dialer
+from rota.clients.dialing import Arguments, Dialer
 from rota.clients.http import (
     IDEMPOTENT,
     PORTS,
@@ -37,7 +37,8 @@ from rota.discovery.resolver import Resolver, service_of
 from rota.loadbalance import AsyncBalancerFactory, BalancerFactory
 from rota.loadbalance.services import ServiceBalancer
 from rota.outcome import Outcome, outcome_of, unheard
-from rota.retry import DeadlineExceeded, RetryPolicy, open_call, open_call_async
+from rota.retry import DeadlineExceeded, RetryPolicy
+from rota.retry.calling import make_call, make_call_async
 from rota.retry.candidates import Done
 from rota.selector import NoAvailableInstance
 from rota.selector.filters import NodeFilter
@@ -194,10 +195,10 @@ class Transport:
     def _let_go(self, connection: Connection) -> None:
         raise NotImplementedError
 
-    def _arguments(self, request: httpx.Request) -> dict[str, Any]:
+    def _arguments(self, request: httpx.Request) -> Arguments:
         # A body that is read as it is sent cannot be sent again.
         is_whole = isinstance(request.stream, httpx.ByteStream)
-        return self._dialer.options(request, is_whole and request.method in IDEMPOTENT, is_whole)
+        return self._dialer.arguments(request, is_whole and request.method in IDEMPOTENT, is_whole)
 
     def _connect_timeout(self, request: httpx.Request) -> float | None:
         """Return for how long a service may be looked for: that is a part of connecting."""
@@ -213,8 +214,10 @@ class Transport:
         try:
             headers = sending.request.headers.raw
             told = None
-            if self._telemetry is not None:
-                told = sending.told(self._telemetry, instance, headers)
+            telemetry = self._telemetry
+            if telemetry is not None and telemetry.is_heard():
+                told = sending.told(telemetry, instance, headers)
+            sending.n_attempts += 1
             return member.connection.pool, sending.to(member.connection, headers), release, told
         except BaseException:
             release(False)
@@ -287,24 +290,25 @@ class Sending:
     Attributes
     ----------
     request : httpx.Request
+    n_attempts : int
+        Begun until now.
     refused : StatusError or None
         Of the last attempt, whose answer is to be closed, or given to the caller.
     """
 
-    __slots__ = ("_end", "_n_told", "refused", "request")
+    __slots__ = ("_end", "n_attempts", "refused", "request")
 
     def __init__(self, request: httpx.Request, deadline: float | None) -> None:
         self.request = request
         self._end = None if deadline is None else monotonic() + deadline
         self.refused: StatusError | None = None
-        self._n_told = 0
+        self.n_attempts = 0
 
     def told(
         self, telemetry: Telemetry, instance: Instance, headers: list[tuple[bytes, bytes]]
     ) -> HttpAttempt | None:
         """Begin an attempt for whoever observes them, with its headers; None: nobody does."""
-        n_before, self._n_told = self._n_told, self._n_told + 1
-        request = self.request
+        request, n_before = self.request, self.n_attempts
         context: dict[str, str] = {}
         attempt = telemetry.http_attempt(request.method, request.url, instance, n_before, context)
         if context:
@@ -354,11 +358,12 @@ class Body(Ending, httpx.SyncByteStream):
         try:
             yield from self.inner
         except BaseException as error:
-            self.tell(error)
             mapped = _from_httpcore(error)
-            if mapped is None:
-                raise
-            raise mapped from error
+            if mapped is not None:
+                self.tell(mapped)
+                raise mapped from error
+            self.tell(error)
+            raise
         self.tell()
 
     def close(self) -> None:
@@ -379,11 +384,12 @@ class AsyncBody(Ending, httpx.AsyncByteStream):
             async for part in self.inner:
                 yield part
         except BaseException as error:
-            self.tell(error)
             mapped = _from_httpcore(error)
-            if mapped is None:
-                raise
-            raise mapped from error
+            if mapped is not None:
+                self.tell(mapped)
+                raise mapped from error
+            self.tell(error)
+            raise
         self.tell()
 
     async def aclose(self) -> None:
@@ -453,7 +459,7 @@ class BalancedTransport(Transport, httpx.BaseTransport):
             if service is None:
                 timeout = self._connect_timeout(request)
                 self._held = service = self._dialer.factory.get(self._endpoint, timeout)
-            return open_call(service.get_picker, attempt, **self._arguments(request))
+            return make_call(service.get_picker, attempt, *self._arguments(request))
         except StatusError as error:
             if error is not sending.refused:
                 raise
@@ -523,7 +529,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
             if service is None or self._loop is not loop:
                 self._held = service = await self._find(request)
                 self._loop = loop
-            return await open_call_async(service.get_picker, attempt, **self._arguments(request))
+            return await make_call_async(service.get_picker, attempt, *self._arguments(request))
         except StatusError as error:
             if error is not sending.refused:
                 raise

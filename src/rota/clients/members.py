@@ -78,7 +78,7 @@ class Members(Generic[C]):
         RuntimeError
             Closed.
         """
-        identity = instance.identity
+        identity = instance.network, instance.address  # its `identity`, for every call
         with self._lock:
             member = self._members.get(identity)
             if member is None:

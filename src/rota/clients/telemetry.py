@@ -133,7 +133,7 @@ class Telemetry:
         headers : mutable mapping
             Of this attempt alone: the trace's context is put there.
         """
-        if not self._is_heard():
+        if not self.is_heard():
             return None
         context = contexts.get_current()
         if _is_suppressed(context, is_http=True):
@@ -175,7 +175,7 @@ class Telemetry:
         metadata : list of (str, value)
             Of this attempt alone: the trace's context is put there.
         """
-        if not self._is_heard():
+        if not self.is_heard():
             return None
         context = contexts.get_current()
         if _is_suppressed(context, is_http=False):
@@ -194,7 +194,7 @@ class Telemetry:
         propagate.inject(metadata, attempt.context, setter=_METADATA)
         return attempt
 
-    def _is_heard(self) -> bool:
+    def is_heard(self) -> bool:
         """Whether the program has set a provider: looked for now and then, until it has both."""
         if self._abandoned:
             self._end_abandoned()

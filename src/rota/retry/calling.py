@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rota.loadbalance import Picker
 from rota.retry.candidates import Done, Selecting, ask, candidates
-from rota.retry.course import Course, DeadlineExceeded, begin, check_time
+from rota.retry.course import Course, DeadlineExceeded, begin, check, check_time
 from rota.retry.policy import RetryPolicy
 from rota.retry.rest import Rest
 from rota.selector.errors import NoAvailableInstance
@@ -70,7 +70,8 @@ def call(
     A deadline does not end an attempt that is under way: give the client that you call with a
     timeout.
     """
-    return _call(source, function, policy, ctx, request, filters, key, False)
+    check(function, policy)
+    return make_call(source, function, policy, ctx, request, filters, key, False)
 
 
 def open_call(
@@ -95,10 +96,11 @@ def open_call(
     rest : Rest or None
         Whoever rests in there is tried after all others.
     """
-    return _call(source, function, policy, ctx, request, filters, key, True, rest)
+    check(function, policy)
+    return make_call(source, function, policy, ctx, request, filters, key, True, rest)
 
 
-def _call(
+def make_call(
     source: Any,
     function: Callable[..., R],
     policy: RetryPolicy,
@@ -109,7 +111,8 @@ def _call(
     is_open: bool,
     rest: Rest | None = None,
 ) -> R:
-    end = begin(function, policy)
+    """Make a call, all whose arguments are of use: `call`, or where it is open `open_call`."""
+    end = begin(policy)
     course = None
     try:
         while True:
@@ -163,7 +166,8 @@ async def call_async(
       variables that it sets are its own.
     - Cancelled, it is not retried; the attempt is reported as cancelled.
     """
-    return await _call_async(source, function, policy, ctx, request, filters, key, False)
+    check(function, policy)
+    return await make_call_async(source, function, policy, ctx, request, filters, key, False)
 
 
 def open_call_async(
@@ -181,10 +185,11 @@ def open_call_async(
 
     To be awaited.
     """
-    return _call_async(source, function, policy, ctx, request, filters, key, True, rest)
+    check(function, policy)
+    return make_call_async(source, function, policy, ctx, request, filters, key, True, rest)
 
 
-async def _call_async(
+async def make_call_async(
     source: Any,
     function: Callable[..., Awaitable[R]],
     policy: RetryPolicy,
@@ -195,7 +200,8 @@ async def _call_async(
     is_open: bool,
     rest: Rest | None = None,
 ) -> R:
-    end = begin(function, policy)
+    """Make a call, all whose arguments are of use, from asyncio."""
+    end = begin(policy)
     course = None
     try:
         while True:

@@ -28,18 +28,16 @@ else:
         """The deadline of a call has passed in the middle of an attempt, or before the first."""
 
 
-def begin(function: object, policy: RetryPolicy) -> float | None:
-    """Count a call in; return when its deadline is, by `time.monotonic`.
-
-    Raises
-    ------
-    TypeError
-        An argument of `call` of no use.
-    """
+def check(function: object, policy: object) -> None:
+    """Raise TypeError where an argument of `call` is of no use."""
     if not callable(function):
         raise TypeError(f"function must be callable, got {function!r}")
     if not isinstance(policy, RetryPolicy):
         raise TypeError(f"policy must be a RetryPolicy, got {policy!r}")
+
+
+def begin(policy: RetryPolicy) -> float | None:
+    """Count a call in; return when its deadline is, by `time.monotonic`."""
     if policy.budget is not None:
         policy.budget.deposit()
     return None if policy.deadline is None else monotonic() + policy.deadline
