@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import etcd_server
+from rota import Instance
+from rota.discovery import StaticResolver
+from tests import etcd_server, http_servers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,7 +27,7 @@ def examples_of(page):
 
 
 # What the examples of a page find in their namespace, besides: fixtures.
-NEEDED = {"etcd.md": "ETCD"}
+NEEDED = {"etcd.md": "ETCD", "clients.md": "RESOLVER", "clients_httpx.md": "RESOLVER"}
 
 
 @pytest.fixture
@@ -33,6 +35,17 @@ def ETCD(tmp_path):
     """The URL of a real etcd."""
     with etcd_server.etcd(tmp_path / "etcd") as server:
         yield server.url
+
+
+@pytest.fixture
+def RESOLVER(tmp_path):
+    """Knows three real servers of HTTP as "helloworld", of versions 1, 1 and 2."""
+    with http_servers.fleet(3, tmp_path) as members:
+        instances = [
+            Instance(member.address, service="helloworld", version=version)
+            for member, version in zip(members, "112", strict=True)
+        ]
+        yield StaticResolver({"helloworld": instances})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
