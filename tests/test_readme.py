@@ -1,9 +1,14 @@
 """Every Python example of README.md and docs/ runs, and prints what it says."""
 
 import doctest
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from rota import Instance
 from rota.discovery import StaticResolver
@@ -26,19 +31,24 @@ def examples_of(page):
     return blocks
 
 
-# What the examples of a page find in their namespace, besides: fixtures.
-NEEDED = {"etcd.md": "ETCD", "clients.md": "RESOLVER", "clients_httpx.md": "RESOLVER"}
+# What the examples of a page find in their namespace, besides: fixtures, by the name there.
+NEEDED = {
+    "README.md": {"ETCD": "greeters"},
+    "clients.md": {"RESOLVER": "resolver"},
+    "clients_httpx.md": {"RESOLVER": "resolver"},
+    "etcd.md": {"ETCD": "etcd"},
+}
 
 
 @pytest.fixture
-def ETCD(tmp_path):
+def etcd(tmp_path):
     """The URL of a real etcd."""
     with etcd_server.etcd(tmp_path / "etcd") as server:
         yield server.url
 
 
 @pytest.fixture
-def RESOLVER(tmp_path):
+def resolver(tmp_path):
     """Knows three real servers of HTTP as "helloworld", of versions 1, 1 and 2."""
     with http_servers.fleet(3, tmp_path) as members:
         instances = [
@@ -48,12 +58,49 @@ def RESOLVER(tmp_path):
         yield StaticResolver({"helloworld": instances})
 
 
+@pytest.fixture
+def greeters(tmp_path):
+    """The URL of an etcd with two servers, of HTTP and of gRPC, as Kratos and Kitex write them."""
+    with (
+        etcd_server.etcd(tmp_path / "etcd") as server,
+        http_servers.fleet(2, tmp_path) as members,
+        health_server() as one,
+        health_server() as two,
+    ):
+        for member, rpc, version in zip(members, (one, two), "12", strict=True):
+            entry = {
+                "id": member.name,
+                "name": "helloworld",
+                "version": version,
+                "metadata": {"weight": "10"},
+                "endpoints": [f"http://{member.address}", f"grpc://{rpc}"],
+            }
+            server.put(f"/microservices/helloworld/{member.name}", json.dumps(entry))
+            server.put(f"{etcd_server.KITEX}/helloworld/{rpc}", etcd_server.kitex(rpc, 10))
+        yield server.url
+
+
+@contextmanager
+def health_server():
+    """Run a gRPC server that is asked for its health; gives its address."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    servicer = health.HealthServicer()
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page(page, request):
     """The examples of a page run one after another, in one namespace."""
     names = {"__name__": "example"}
-    if needed := NEEDED.get(page.name):
-        names[needed] = request.getfixturevalue(needed)
+    for name, fixture in NEEDED.get(page.name, {}).items():
+        names[name] = request.getfixturevalue(fixture)
     n_examples = 0
     for line, text in examples_of(page).items():
         n_examples += 1
