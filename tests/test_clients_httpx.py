@@ -1,0 +1,767 @@
+"""The balanced clients of httpx, with real servers: processes that are killed and frozen.
+
+Each test with `way` is one of threads and one of asyncio: see `Threads` and `Loop`.
+"""
+
+import asyncio
+import gc
+import os
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+import rota
+from rota.clients import call_options, cookie, header
+from rota.clients.httpx import (
+    AsyncBalancedTransport,
+    AsyncClient,
+    BalancedTransport,
+    Client,
+    NoInstance,
+)
+from rota.discovery import Instance, StaticResolver
+from rota.discovery.memory import MemoryRegistry
+from rota.loadbalance import AsyncBalancerFactory, BalancerFactory, WeightedRoundRobinBalancer
+from rota.outcome import outcome_of
+from rota.retry import RetryPolicy, any_failure
+from rota.selector import (
+    Peer,
+    engine,
+    global_selector,
+    p2c,
+    set_global_selector,
+    version,
+    where,
+    wrr,
+)
+from tests.http_servers import certificates, fleet
+from tests.servers import free_ports
+
+NAME = "discovery:///orders"
+
+# Reading the certificates of all authorities takes longer than a test.
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+# ---- what runs a test
+
+
+class Threads:
+    """The clients for threads."""
+
+    client_type = Client
+    plain_type = httpx.Client
+    transport_type = BalancedTransport
+    factory_type = BalancerFactory
+
+    def __init__(self):
+        self._opened = []
+
+    def run(self, result):
+        """Return what a method of a client gave."""
+        return result
+
+    def client(self, discovery, endpoint=NAME, **options):
+        """Return a client, which is closed after the test."""
+        return self.keep(self.client_type(endpoint, discovery, **_cheap(options)))
+
+    def plain(self, **options):
+        """Return a client of httpx itself, which is closed after the test."""
+        return self.keep(self.plain_type(**_cheap(options)))
+
+    def keep(self, closable):
+        """Have something closed after the test."""
+        self._opened.append(closable)
+        return closable
+
+    def close(self, closable):
+        """Close a client, a transport or an answer."""
+        closable.close()
+
+    def send(self, client, method, url, **options):
+        """Return an answer, whose body is still to be read."""
+        return client.send(client.build_request(method, url, **options), stream=True)
+
+    def read(self, response):
+        """Return the body of an answer."""
+        return response.read()
+
+    def parts(self, response):
+        """Return an iterator over the parts of a body."""
+        return response.iter_raw()
+
+    def next(self, parts):
+        """Return the next part."""
+        return next(parts)
+
+    def generator(self, *parts):
+        """Return a body that is read while it is sent."""
+        return (part for part in parts)
+
+    def sleep(self, seconds):
+        """Let time pass."""
+        time.sleep(seconds)
+
+    def until(self, condition, seconds=20.0):
+        """Return when a condition holds; fail when that takes too long."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end
+            self.sleep(0.005)
+
+    def load(self, client):
+        """Return what makes many requests."""
+        return ThreadLoad(client)
+
+    def close_all(self):
+        """Close all that is open."""
+        while self._opened:
+            self.close(self._opened.pop())
+
+    def end(self):
+        """Leave nothing."""
+        self.close_all()
+
+
+class Loop(Threads):
+    """The clients for asyncio, on a loop that runs while something is waited for."""
+
+    client_type = AsyncClient
+    plain_type = httpx.AsyncClient
+    transport_type = AsyncBalancedTransport
+    factory_type = AsyncBalancerFactory
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+
+    def run(self, result):
+        return self.loop.run_until_complete(result)
+
+    def close(self, closable):
+        self.run(getattr(closable, "aclose", getattr(closable, "close", None))())
+
+    def send(self, client, method, url, **options):
+        return self.run(client.send(client.build_request(method, url, **options), stream=True))
+
+    def read(self, response):
+        return self.run(response.aread())
+
+    def parts(self, response):
+        return response.aiter_raw()
+
+    def next(self, parts):
+        return self.run(anext(parts))
+
+    async def generator(self, *parts):
+        for part in parts:
+            yield part
+
+    def sleep(self, seconds):
+        self.run(asyncio.sleep(seconds))
+
+    def load(self, client):
+        return TaskLoad(client, self.loop)
+
+    def end(self):
+        try:
+            self.close_all()
+            self.run(self.loop.shutdown_asyncgens())
+        finally:
+            self.loop.close()
+
+
+def _cheap(options):
+    return {"verify": PLAIN, "trust_env": False} | options
+
+
+@pytest.fixture(params=[Threads, Loop], ids=["threads", "asyncio"])
+def way(request):
+    """How a test calls: with `Client`, or with `AsyncClient`."""
+    found = request.param()
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory):
+    """Three servers, which a test leaves as it found them."""
+    with fleet(3, tmp_path_factory.mktemp("trio")) as members:
+        yield members
+
+
+@pytest.fixture
+def servers(trio):
+    """The three servers, without memory of what was before."""
+    for member in trio:
+        member.forget()
+    return trio
+
+
+def registry(members, weights=(1, 1, 1), **more):
+    """Return a registry in which these are the service."""
+    found = MemoryRegistry()
+    for member, weight in zip(members, weights):  # noqa: B905
+        found.publish("orders", Instance(member.address, weight, **more))
+    return found
+
+
+def retrying(n, **more):
+    """Return a policy of n attempts, which no budget ends."""
+    more = {"retry_on": any_failure, "budget": None, "pause": 0.001} | more
+    return RetryPolicy(max_attempts=n, **more)
+
+
+def n_requests(members):
+    """Return how many requests each server has read."""
+    return [len(member.requests()) for member in members]
+
+
+def n_in_flight(client):
+    """Return the requests that go on: as the client counts them, and as its picker does."""
+    (row,) = client.stats()
+    return row.n_in_flight, sum(each.load or 0 for each in row.instances)
+
+
+def connections_to(member):
+    """Return how many sockets of this process are connected to a server."""
+    n = 0
+    port = int(member.address.rpartition(":")[2])
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as copy:
+            n += copy.getpeername()[1:2] == (port,)
+    return n
+
+
+class Recorder:
+    """A builder of selectors that remembers whom they chose, and how that ended."""
+
+    def __init__(self, inner=None):
+        self.inner = wrr() if inner is None else inner
+        self.n_begun = 0
+        self.ends = []  # the error of each, in the order of ends
+
+    def build(self):
+        return _Recording(self, self.inner.build())
+
+    @property
+    def n_open(self):
+        return self.n_begun - len(self.ends)
+
+    @property
+    def outcomes(self):
+        return [outcome_of(error).name for error in self.ends]
+
+
+class _Recording:
+    def __init__(self, recorder, selector):
+        self._recorder, self._selector = recorder, selector
+
+    def apply(self, nodes):
+        self._selector.apply(nodes)
+
+    def select(self, **options):
+        instance, done = self._selector.select(**options)
+        self._recorder.n_begun += 1
+
+        def heard(info=None, *, err=None):
+            self._recorder.ends.append(err if info is None else info.err)
+            done(info, err=err)
+
+        return instance, heard
+
+
+class Load:
+    """Requests at some rate, each with an id of its own; and what became of them."""
+
+    rate = 200.0
+
+    def __init__(self, client):
+        self.client = client
+        self.n_sent = Counter()  # by method
+        self.lost = []  # (method, id, error, the instance it went to last)
+        self.is_ending = False
+        self._lock = threading.Lock()
+
+    def next(self, methods):
+        """Return (method, id) of the next request."""
+        with self._lock:
+            n = sum(self.n_sent.values())
+            method = methods[n % len(methods)]
+            self.n_sent[method] += 1
+            return method, n
+
+    def ended(self, method, n, response, peer):
+        """Check an answer."""
+        assert response.status_code == 200
+        said = response.json()
+        assert said["target"] == f"/?id={n}"
+        assert said["method"] == method
+
+
+class ThreadLoad(Load):
+    """Requests of eight threads."""
+
+    n_threads = 8
+
+    def start(self, *methods):
+        self._threads = ThreadPoolExecutor(self.n_threads)
+        self._running = [
+            self._threads.submit(self._some, methods, k / self.rate) for k in range(self.n_threads)
+        ]
+
+    def _some(self, methods, wait):
+        due = time.monotonic() + wait
+        while not self.is_ending:
+            time.sleep(max(0.0, due - time.monotonic()))
+            due += self.n_threads / self.rate
+            method, n = self.next(methods)
+            with Peer() as peer:
+                try:
+                    response = self.client.request(method, "/", params={"id": n})
+                except httpx.HTTPError as error:
+                    self.lost.append((method, n, error, peer.node))
+                else:
+                    self.ended(method, n, response, peer)
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+    def do(self, function):
+        """Call what blocks, while requests fly."""
+        function()
+
+    def end(self):
+        self.is_ending = True
+        for each in self._running:
+            each.result()
+        self._threads.shutdown()
+
+
+class TaskLoad(Load):
+    """Requests of a task each."""
+
+    def __init__(self, client, loop):
+        super().__init__(client)
+        self._loop = loop
+        self._tasks = []
+
+    def start(self, *methods):
+        self._running = self._loop.create_task(self._all(methods))
+
+    async def _all(self, methods):
+        due = time.monotonic()
+        while not self.is_ending:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due += 1 / self.rate
+            self._tasks.append(self._loop.create_task(self._one(*self.next(methods))))
+        await asyncio.gather(*self._tasks)
+
+    async def _one(self, method, n):
+        with Peer() as peer:
+            try:
+                response = await self.client.request(method, "/", params={"id": n})
+            except httpx.HTTPError as error:
+                self.lost.append((method, n, error, peer.node))
+            else:
+                self.ended(method, n, response, peer)
+
+    def sleep(self, seconds):
+        self._loop.run_until_complete(asyncio.sleep(seconds))
+
+    def do(self, function):
+        self._loop.run_until_complete(asyncio.to_thread(function))
+
+    def end(self):
+        self.is_ending = True
+        self._loop.run_until_complete(self._running)
+
+
+# ---- whose turn it is
+
+
+def test_weights_are_exact_over_kept_connections(way, servers):
+    client = way.client(registry(servers, (5, 1, 1)))
+    for _ in range(70):
+        response = way.run(client.get("/orders/7", params={"x": "y/"}))
+        assert response.status_code == 200
+    assert n_requests(servers) == [50, 10, 10]
+    assert [connections_to(member) for member in servers] == [1, 1, 1]
+    for member in servers:
+        assert {request["target"] for request in member.requests()} == {"/orders/7?x=y%2F"}
+        assert {request["host"] for request in member.requests()} == {"orders"}
+
+
+def test_weights_are_exact_for_concurrent_requests(way, servers):
+    client = way.client(registry(servers, (5, 1, 1)))
+    load = way.load(client)
+    load.start("GET", "POST")
+    while sum(load.n_sent.values()) < 100:
+        load.sleep(0.01)
+    load.end()
+    assert load.lost == []
+    n = sum(load.n_sent.values())
+    shares = n_requests(servers)
+    assert sum(shares) == n
+    for share, weight in zip(shares, (5, 1, 1), strict=True):
+        assert n // 7 * weight <= share <= (n // 7 + 1) * weight
+
+
+@pytest.mark.parametrize(
+    "balancer",
+    [None, p2c(), wrr("kratos"), engine(rota.LeastRequest), rota.PeakEwma],
+    ids=str,
+)
+def test_any_selector(way, servers, balancer):
+    client = way.client(registry(servers), balancer=balancer)
+    for _ in range(12):
+        assert way.run(client.get("/")).status_code == 200
+    assert sum(n_requests(servers)) == 12
+    assert n_in_flight(client) == (0, 0)
+
+
+def test_a_balancer_of_kitex(way, servers):
+    client = way.client(registry(servers, (5, 1, 1)), balancer=WeightedRoundRobinBalancer())
+    for _ in range(14):
+        with Peer() as peer:
+            response = way.run(client.get("/"))
+        assert response.extensions["instance"] is peer.node
+    assert n_requests(servers) == [10, 2, 2]
+
+
+class FirstPicker:
+    """Of Kitex' kind, and one's own: the first that is there."""
+
+    def __init__(self, instances, heard):
+        self.instances, self._heard = instances, heard
+
+    def next(self, ctx=None, request=None):
+        return self.instances[0] if self.instances else None
+
+
+class HearingPicker(FirstPicker):
+    """One that hears how calls end."""
+
+    def select(self):
+        if not self.instances:
+            return None
+        return self.instances[0], lambda info=None, *, err=None: self._heard.append(info)
+
+
+class OwnBalancer:
+    """Of Kitex' kind, and one's own."""
+
+    name = "own"
+
+    def __init__(self, picker):
+        self.picker, self.heard = picker, []
+
+    def get_picker(self, result):
+        return self.picker(result.instances, self.heard)
+
+
+@pytest.mark.parametrize("picker", [FirstPicker, HearingPicker])
+def test_a_balancer_of_ones_own(way, servers, picker):
+    balancer = OwnBalancer(picker)
+    client = way.client(registry(servers), balancer=balancer)
+    for n in range(4):
+        response = way.send(client, "GET", "/")
+        assert len(balancer.heard) == (n if picker is HearingPicker else 0)
+        way.read(response)
+        way.close(response)
+    assert n_requests(servers) == [4, 0, 0]
+    if picker is HearingPicker:
+        assert [info.err for info in balancer.heard] == [None] * 4
+        assert balancer.heard[0].reply_metadata["content-type"] == "application/json"
+
+
+def test_a_selector_of_ones_own_hears_once(way, servers):
+    recorder = Recorder()
+    client = way.client(registry(servers), balancer=recorder)
+    for _ in range(6):
+        response = way.send(client, "GET", "/")
+        assert recorder.n_open == 1
+        way.read(response)
+        assert recorder.n_open == 0
+        way.close(response)
+    assert recorder.outcomes == ["SUCCESS"] * 6
+
+
+def test_the_global_selector_is_asked(way, servers):
+    recorder, before = Recorder(), global_selector()
+    set_global_selector(recorder)
+    try:
+        client = way.client(registry(servers))
+    finally:
+        set_global_selector(before)
+    way.run(client.get("/"))
+    assert recorder.n_begun == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [
+        (header("x-user"), lambda n: {"X-User": f"u{n}"}),
+        (cookie("session"), lambda n: {"Cookie": f"a=b; session=u{n}"}),
+        (
+            lambda request: request.url.path + request.headers["X-User"],
+            lambda n: {"X-User": f"{n}"},
+        ),
+    ],
+    ids=["header", "cookie", "callable"],
+)
+def test_a_key_goes_to_one_instance(way, servers, key, headers):
+    client = way.client(registry(servers), balancer=engine(rota.ConsistentHash), key=key)
+    seen = {n: set() for n in range(20)}
+    for _ in range(3):
+        for n in range(20):
+            seen[n].add(way.run(client.get("/", headers=headers(n))).json()["by"])
+    assert all(len(names) == 1 for names in seen.values())
+    assert len(set.union(*seen.values())) == 3
+
+
+def test_without_a_key_it_goes_anywhere(way, servers):
+    client = way.client(registry(servers), balancer=rota.ConsistentHash, key=header("x-user"))
+    for _ in range(60):
+        way.run(client.get("/"))
+    assert all(n_requests(servers))  # one is left out once in 10**10 times
+
+
+def test_keys_of_cookie_jars_and_of_call_options(way, servers):
+    client = way.client(
+        registry(servers),
+        balancer=rota.ConsistentHash,
+        key=cookie("session"),
+        cookies={"session": "me"},
+    )
+    mine = {way.run(client.get("/")).json()["by"] for _ in range(6)}
+    yours = {}
+    for name in range(20):
+        with call_options(key=f"u{name}"):
+            yours[name] = {way.run(client.get("/")).json()["by"] for _ in range(3)}
+    assert len(mine) == 1
+    assert all(len(each) == 1 for each in yours.values())
+    assert len(set.union(*yours.values())) == 3
+
+
+def test_filters(way, servers):
+    found = MemoryRegistry()
+    for member, name in zip(servers, ("v1", "v1", "v2"), strict=True):
+        found.publish("orders", Instance(member.address, 1, version=name))
+    client = way.client(found, filters=[version("v1")])
+    for _ in range(4):
+        way.run(client.get("/"))
+    assert n_requests(servers) == [2, 2, 0]
+    with call_options(filters=[where(lambda node: node.address == servers[1].address)]):
+        for _ in range(4):
+            way.run(client.get("/"))
+    assert n_requests(servers) == [2, 6, 0]
+    with call_options(filters=[version("v2")]), pytest.raises(NoInstance):
+        way.run(client.get("/"))
+
+
+def test_who_answered(way, servers):
+    client = way.client(registry(servers))
+    addresses = {member.name: member.address for member in servers}
+    for _ in range(4):
+        with Peer() as peer:
+            response = way.run(client.get("/?status=503&at=s0"))
+        by = response.json()["by"]
+        assert by in ("s1", "s2")
+        assert response.extensions["instance"] is peer.node
+        assert peer.node.address == addresses[by]
+    response = way.run(client.get(f"http://{servers[0].address}/"))
+    assert "instance" not in response.extensions
+
+
+def test_what_is_counted(way, servers):
+    client = way.client(registry(servers), policy=retrying(2))
+    for _ in range(3):
+        way.run(client.get("/"))
+    way.run(client.get("/?status=503"))
+    (row,) = client.stats()
+    assert (row.service, row.n_calls, row.n_failures) == ("orders", 5, 2)
+    assert (row.n_in_flight, row.n_instances) == (0, 3)
+    assert sorted(each.n_calls for each in row.instances) == [1, 2, 2]
+
+
+# ---- what stays the origin's
+
+
+def test_urls(way, servers):
+    client = way.client(registry(servers))
+    for url in ("/a/b?c=d%2Fe", "discovery:///orders/a/b?c=d%2Fe", "http://orders/a/b?c=d%2Fe"):
+        for given in (url, httpx.URL(url)):
+            response = way.run(client.get(given))
+            assert response.json()["target"] == "/a/b?c=d%2Fe"
+            assert response.json()["host"] == "orders"
+            assert str(response.url) == "http://orders/a/b?c=d%2Fe"
+            assert "instance" in response.extensions
+    assert way.run(client.get("discovery:///orders")).json()["target"] == "/"
+    assert way.run(client.get("discovery:///orders?a=b")).json()["target"] == "/?a=b"
+    assert sum(n_requests(servers)) == 8
+
+
+def test_urls_of_another_service(way, servers):
+    client = way.client(registry(servers))
+    with pytest.raises(ValueError, match="'discovery:///users/7'"):
+        way.run(client.get("discovery:///users/7"))
+    with pytest.raises(ValueError, match="endpoint must be"):
+        way.run(client.get("discovery:///"))
+    assert n_requests(servers) == [0, 0, 0]
+
+
+def test_an_origin_of_ones_own(way, servers):
+    client = way.client(registry(servers), origin="http://shop.example:8080")
+    response = way.run(client.get("/x"))
+    assert response.json()["host"] == "shop.example:8080"
+    assert str(response.url) == "http://shop.example:8080/x"
+    response = way.run(client.get("discovery:///orders/x"))
+    assert response.json()["host"] == "shop.example:8080"
+
+
+def test_a_header_host_of_ones_own(way, servers):
+    client = way.client(registry(servers))
+    assert way.run(client.get("/", headers={"Host": "other"})).json()["host"] == "other"
+
+
+def test_mounted_in_a_client_of_httpx(way, servers):
+    transport = way.transport_type(registry(servers[1:]), NAME)
+    client = way.plain(mounts={"http://orders.svc": transport})
+    for _ in range(4):
+        response = way.run(client.get("http://orders.svc/x"))
+        assert response.json()["host"] == "orders.svc"
+    assert n_requests(servers) == [0, 2, 2]
+    response = way.run(client.get(f"http://{servers[0].address}/y"))
+    assert response.json()["by"] == "s0"
+
+
+def test_cookies(way, servers):
+    client = way.client(registry(servers))
+    response = way.run(client.get("/?set_cookie=a%3Db"))
+    assert response.cookies["a"] == "b"
+    for _ in range(3):  # whoever answers
+        assert way.run(client.get("/")).json()["headers"]["cookie"] == "a=b"
+    response = way.run(client.get(f"http://{servers[0].address}/"))
+    assert "cookie" not in response.json()["headers"]
+
+
+def test_redirects(way, servers):
+    client = way.client(registry(servers[1:]), follow_redirects=True)
+    response = way.run(client.get("/?status=302&location=/there"))
+    assert str(response.url) == "http://orders/there"
+    assert [each.status_code for each in response.history] == [302]
+    assert "instance" in response.extensions
+    response = way.run(client.get("/?status=302&location=http%3A%2F%2Forders%2Fthere"))
+    assert response.json()["by"] in ("s1", "s2")
+    outside = f"http://{servers[0].address}/outside"
+    response = way.run(client.get("/", params={"status": 302, "location": outside}))
+    assert str(response.url) == outside
+    assert response.json()["by"] == "s0"
+    assert "instance" not in response.extensions
+    response = way.run(client.post("/?status=307&location=/there", content=b"again"))
+    assert response.json()["body"] == "again"
+    assert n_in_flight(client)[0] == 0
+
+
+def test_other_hosts_go_straight(way, servers):
+    client = way.client(registry(servers[1:]))
+    for _ in range(4):
+        way.run(client.get(f"http://{servers[0].address}/"))
+    with pytest.raises(httpx.ConnectError) as caught:
+        way.run(client.get(f"http://127.0.0.1:{free_ports(1)[0]}/"))
+    assert not isinstance(caught.value, NoInstance)
+    assert n_requests(servers) == [4, 0, 0]
+
+
+def test_a_scheme_that_is_none_of_http(way, servers):
+    transport = way.transport_type(registry(servers), NAME)
+    client = way.plain(mounts={"all://": transport})
+    with pytest.raises(httpx.UnsupportedProtocol):
+        way.run(client.get("ftp://orders/"))
+
+
+@pytest.mark.parametrize("name", ["orders", "shop.example"])
+def test_tls_is_with_the_origin(way, tmp_path, name):
+    ca, certificate = certificates(tmp_path, name)
+    context = ssl.create_default_context(cafile=ca)
+    with fleet(2, tmp_path, certificate=certificate) as members:
+        client = way.client(registry(members), origin=f"https://{name}", verify=context)
+        for _ in range(4):
+            said = way.run(client.get("/")).json()
+            assert (said["sni"], said["host"]) == (name, name)
+        assert n_requests(members) == [2, 2]
+        client = way.client(registry(members), origin="https://other", verify=context)
+        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+            way.run(client.get("/"))
+        assert n_requests(members) == [2, 2]
+        said = way.run(client.get("/", extensions={"sni_hostname": name})).json()
+        assert (said["sni"], said["host"]) == (name, "other")
+        way.close_all()  # before the servers end
+
+
+# httpcore leaves a unix socket that could not connect to the collection of garbage.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket")
+def test_unix_sockets(way, tmp_path):
+    with fleet(2, tmp_path, network="unix") as members:
+        client = way.client(registry(members, network="unix"))
+        for n in range(6):
+            response = way.run(client.post("/x", content=f"{n}"))
+            assert (response.json()["host"], response.json()["body"]) == ("orders", f"{n}")
+            assert response.extensions["instance"].network == "unix"
+        assert n_requests(members) == [3, 3]
+        members[0].kill()
+        for _ in range(4):
+            assert way.run(client.get("/")).json()["by"] == "s1"
+        gc.collect()
+
+
+class Six(ThreadingHTTPServer):
+    """A server on ::1."""
+
+    address_family = socket.AF_INET6
+    daemon_threads = True
+
+
+class Hosted(BaseHTTPRequestHandler):
+    """Answers with the header Host."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = self.headers["Host"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+def test_ipv6(way):
+    try:
+        server = Six(("::1", 0), Hosted)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            address = f"[::1]:{server.server_address[1]}"
+            client = way.client(StaticResolver({"orders": [address]}))
+            response = way.run(client.get("/"))
+            assert response.text == "orders"
+            assert response.extensions["instance"].address == address
+            way.close(client)
+        finally:
+            server.shutdown()
+            thread.join()
