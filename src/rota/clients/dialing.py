@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from rota.clients.balancing import SelectorBalancer, as_balancer
 from rota.clients.members import Members
-from rota.clients.options import KeyOf, current
+from rota.clients.options import NO_OPTIONS, KeyOf, current
 from rota.discovery import Change, Instance
 from rota.discovery.resolver import Resolver
 from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory
@@ -80,17 +80,18 @@ class Dialer(Generic[F, C]):
         elif not isinstance(discovery, Resolver):
             raise TypeError(f"discovery must be a Resolver or a factory, got {discovery!r}")
         chosen = discovery.balancer if is_shared else as_balancer(balancer)
-        self._is_selecting = isinstance(chosen, SelectorBalancer)
+        self.is_selecting = isinstance(chosen, SelectorBalancer)
         is_keyed = isinstance(chosen, SelectorBalancer) and chosen.is_keyed
         if key is not None and not is_keyed:
             raise TypeError(f"key is for selectors that go by one, not for {chosen.name!r}")
-        if chain and not self._is_selecting:
+        if chain and not self.is_selecting:
             raise TypeError(f"filters are for selectors, not for {chosen.name!r}")
         self._is_keyed = is_keyed
         self._filters = chain
         self._key = key
         self._policy = policy
         self._cautious = replace(policy, retry_on=_unseen(policy), budget=None)
+        self._plain: dict[bool, dict[str, Any]] = {}
         self.rest = Rest()
         self.members: Members[C] = Members(connect, close)
         self.factory: F = discovery if is_shared else kind(discovery, chosen)
@@ -118,7 +119,7 @@ class Dialer(Generic[F, C]):
             "policy": self._policy if is_idempotent else self._cautious,
             "rest": self.rest,
         }
-        if not self._is_selecting:
+        if not self.is_selecting:
             if said.filters or said.key is not None:
                 raise TypeError("filters and key are for selectors, the balancer is none")
             arguments["request"] = request
@@ -134,6 +135,18 @@ class Dialer(Generic[F, C]):
                 key = self._key(request)
             arguments["key"] = _random.getrandbits(63) if key is None else key
         return arguments
+
+    def plain_options(self, is_idempotent: bool) -> dict[str, Any] | None:
+        """Return the options of each call that nothing is said of in its context.
+
+        None where something is, or where they are not the same for all requests.
+        """
+        if self._is_keyed or not self.is_selecting or current.get() is not NO_OPTIONS:
+            return None
+        plain = self._plain.get(is_idempotent)
+        if plain is None:
+            plain = self._plain[is_idempotent] = self.options(None, is_idempotent)
+        return plain
 
     def begin(self, instance: Instance, user: object) -> Any:
         """Begin an attempt; return the member that it is made through."""
