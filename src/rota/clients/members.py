@@ -104,6 +104,21 @@ class Members(Generic[C]):
             if is_last:
                 self._close(member.connection)
 
+    def reach(self, instance: Instance) -> Member[C] | None:
+        """Return the member of an instance without using it, None where the instance has left.
+
+        Raises
+        ------
+        RuntimeError
+            Closed.
+        """
+        identity = instance.identity
+        with self._lock:
+            member = self._members.get(identity)
+            if member is None and identity not in self._gone:
+                member = self._make(identity, instance)
+            return member
+
     def follow(self, change: Change) -> None:
         """Let the connections go to those who have left."""
         now = time.monotonic()

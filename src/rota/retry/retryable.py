@@ -76,13 +76,15 @@ def connect_failure(error: BaseException) -> bool:
     - ConnectError, ConnectTimeout and PoolTimeout of httpx and httpcore, NewConnectionError and
       ConnectTimeoutError of urllib3, ConnectTimeout of requests, ClientConnectorError and
       ConnectionTimeoutError of aiohttp, ConnectionFailed of anyio, and what derives from them;
+    - any error with an attribute `unsent` that is True, as rota's gRPC clients give it to those of
+      calls that were never sent;
     - an error that says nothing itself and was raised `from` one of these, or wraps one the way
       that urllib, urllib3 and requests do; of several, as in an ExceptionGroup, if it is so of
       all of them.
 
     It is not so of a reset or broken connection; of a timeout that does not say what it waited
     for; of other errors of the network, also "no route to host", for which a connection that was
-    made may end as well; of any HTTP or gRPC status, also UNAVAILABLE; and not of an error
+    made may end as well; of any other HTTP or gRPC status, also UNAVAILABLE; and not of an error
     that was raised while a failed connect was handled, but not from it: it may be of anything.
     """
     todo: list[object] = [error]
@@ -99,6 +101,8 @@ def connect_failure(error: BaseException) -> bool:
 
 
 def _is_connect_error(error: object) -> bool:
+    if read(error, "unsent") is True:
+        return True
     if is_a(error, (ConnectionRefusedError, socket.gaierror, socket.herror)):
         return True
     if not _kinds(error).isdisjoint(_CONNECT_ERRORS):
