@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from rota.clients.balancing import SelectorBalancer, as_balancer
 from rota.clients.members import Member, Members
-from rota.clients.options import NO_OPTIONS, KeyOf, current
+from rota.clients.options import KeyOf, current
 from rota.discovery import Change, Instance
 from rota.discovery.resolver import Resolver
 from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory
@@ -104,7 +104,6 @@ class Dialer(Generic[F, C]):
         self._key = key
         self._policy = policy
         self._cautious = replace(policy, retry_on=_unseen(policy), budget=None)
-        self._plain: dict[bool, Arguments] = {}
         self.rest = Rest()
         self.members: Members[C] = Members(connect, close)
         self.factory: F = discovery if is_shared else kind(discovery, chosen)
@@ -155,21 +154,14 @@ class Dialer(Generic[F, C]):
         return policy, None, None, filters, key, True, self.rest
 
     @property
+    def plain_filters(self) -> tuple[NodeFilter, ...] | None:
+        """The filters of all calls that nothing is said of; None where they go by more."""
+        return None if self._is_keyed or not self.is_selecting else self._filters
+
+    @property
     def budget(self) -> RetryBudget | None:
         """What lets retries through; None where all are."""
         return self._policy.budget
-
-    def plain_arguments(self, is_idempotent: bool) -> "Arguments | None":
-        """Return the arguments of each call that nothing is said of in its context.
-
-        None where something is, or where they are not the same for all requests.
-        """
-        if self._is_keyed or not self.is_selecting or current.get() is not NO_OPTIONS:
-            return None
-        plain = self._plain.get(is_idempotent)
-        if plain is None:
-            plain = self._plain[is_idempotent] = self.arguments(None, is_idempotent)
-        return plain
 
     def begin(self, instance: Instance, user: object) -> Member[C]:
         """Begin an attempt; return the member that it is made through, to be released."""

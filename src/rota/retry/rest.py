@@ -15,32 +15,37 @@ class Rest:
     """Who rests, and until when. One for all calls of a client; any number of threads may use it.
 
     Who rests is tried after all others, in the order of before.
+
+    Attributes
+    ----------
+    until : dict of identity to float
+        When a rest ends, by `time.monotonic`; it may have.
     """
 
-    __slots__ = ("_until",)
+    __slots__ = ("until",)
 
     def __init__(self) -> None:
-        self._until: dict[Hashable, float] = {}  # by `time.monotonic`
+        self.until: dict[Hashable, float] = {}  # by `time.monotonic`
 
     def leave_alone(self, instance: object, seconds: float) -> None:
         """Let an instance rest for so many seconds, at most 300."""
         now = monotonic()
-        for identity, end in list(self._until.items()):
+        for identity, end in list(self.until.items()):
             if end <= now:
-                self._until.pop(identity, None)
+                self.until.pop(identity, None)
         if seconds > 0:
-            self._until[identity_of(instance)] = now + min(seconds, LONGEST)
+            self.until[identity_of(instance)] = now + min(seconds, LONGEST)
 
     def __bool__(self) -> bool:
-        return bool(self._until)
+        return bool(self.until)
 
     def is_resting(self, instance: object) -> bool:
         """Whether an instance rests now. O(1)."""
-        end = self._until.get(identity_of(instance))
+        end = self.until.get(identity_of(instance))
         if end is None:
             return False
         if end <= monotonic():
-            self._until.pop(identity_of(instance), None)
+            self.until.pop(identity_of(instance), None)
             return False
         return True
 

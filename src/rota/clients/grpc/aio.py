@@ -34,6 +34,7 @@ from rota.clients.grpc.subchannels import (
     Subchannel,
 )
 from rota.clients.options import KeyOf
+from rota.clients.telemetry import Telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver
 from rota.loadbalance import AsyncBalancerFactory
@@ -157,7 +158,7 @@ class Channel(Balanced, grpc.aio.Channel):
 
     async def _find_service(self) -> None:
         try:
-            self._held = await self._dialer.factory.get(self.endpoint)
+            self.held = await self._dialer.factory.get(self.endpoint)
         except Exception as error:
             logger.debug("%s was not found: %r", self.endpoint, error)
 
@@ -190,7 +191,7 @@ class Channel(Balanced, grpc.aio.Channel):
         if grace is not None and grace < 0:
             raise ValueError(f"grace must be >= 0, got {grace}")
         self.is_closed = True
-        self._held = None
+        self.held = None
         runs = [run for run in self._runs if not run.is_over]
         if grace and runs:
             ends = [asyncio.ensure_future(run.wait_until_over()) for run in runs]
@@ -386,6 +387,7 @@ def insecure_channel(
     compression: grpc.Compression | None = None,
     authority: str | None = None,
     interceptors: Any = None,
+    telemetry: bool | Telemetry = True,
 ) -> Channel:
     """Return a balanced `grpc.aio.Channel` to a service, without TLS.
 
@@ -395,7 +397,7 @@ def insecure_channel(
         "discovery:///name", or "name".
     discovery : Resolver or AsyncBalancerFactory
         A resolver gets a factory of the channel's own, which is closed with it.
-    balancer, filters, key, policy, idempotent, options, compression, authority
+    balancer, filters, key, policy, idempotent, options, compression, authority, telemetry
         See `rota.clients.grpc.balanced.Balanced`.
     interceptors : sequence of interceptors of grpc.aio, or None
         They see each attempt.
@@ -418,6 +420,7 @@ def insecure_channel(
         compression=compression,
         authority=authority,
         interceptors=interceptors,
+        telemetry=telemetry,
     )
 
 
@@ -435,6 +438,7 @@ def secure_channel(
     compression: grpc.Compression | None = None,
     authority: str | None = None,
     interceptors: Any = None,
+    telemetry: bool | Telemetry = True,
 ) -> Channel:
     """Return a balanced `grpc.aio.Channel` to a service, with TLS.
 
@@ -465,4 +469,5 @@ def secure_channel(
         compression=compression,
         authority=authority,
         interceptors=interceptors,
+        telemetry=telemetry,
     )

@@ -119,6 +119,7 @@ class Run:
         self._arguments = channel.arguments_of(method, request, self._metadata)
         self._waiter: asyncio.Future[None] | None = None
         self._is_cancelled = False
+        self._n_attempts = 0
         self._has_one_response = method.kind.endswith("unary")
         self.request = request
         self.end = channel.end_of(timeout)
@@ -242,12 +243,15 @@ class Run:
     async def _try(self, attempts: Attempts, instance: Instance, done: Done) -> bool:
         """Make an attempt; return whether it is the last, raise where it has failed and is."""
         method, rest = self._method, self._channel.rest
-        use, subchannel = self._channel.begin(instance, done)
+        use, function, metadata = self._channel.begin(
+            method, instance, done, self._metadata, self._n_attempts
+        )
+        self._n_attempts += 1
         try:
-            call = subchannel.callable_of(method)(
+            call = function(
                 None if method.takes_stream else self.request,
                 timeout=left_of(self.end),
-                metadata=self._metadata,
+                metadata=metadata,
                 credentials=self._credentials,
                 wait_for_ready=False if self._is_waiting else self._is_waiting,
                 compression=self._compression,

@@ -26,6 +26,8 @@ from rota.clients.grpc.subchannels import (
     target_of,
 )
 from rota.clients.options import KeyOf
+from rota.clients.snapshot import ServiceStats, service_stats
+from rota.clients.telemetry import Telemetry, as_telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver, service_of
 from rota.loadbalance.services import ServiceBalancer
@@ -70,6 +72,13 @@ class Balanced:
     authority : str or None
         What the servers take themselves for: the header :authority, and the name in their
         certificates. None: the service's name.
+    telemetry : bool or Telemetry
+        Whether OpenTelemetry hears of each attempt: see `rota.clients.telemetry`.
+
+    Attributes
+    ----------
+    plain : tuple of NodeFilter, or None
+        The filters of a call that nothing is said of; None where each call may go by others.
 
     Raises
     ------
@@ -93,6 +102,7 @@ class Balanced:
         options: Any = None,
         compression: Any = None,
         authority: str | None = None,
+        telemetry: "bool | Telemetry" = True,
     ) -> None:
         service_of(endpoint)
         if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
@@ -103,8 +113,9 @@ class Balanced:
         self._compression = compression
         self._options = as_options(options, endpoint, authority, credentials is not None)
         self._is_idempotent = as_idempotent(idempotent)
+        self.telemetry = as_telemetry(telemetry)
         self._methods: WeakValueDictionary[Any, Method] = WeakValueDictionary()
-        self._held: ServiceBalancer | None = None
+        self.held: ServiceBalancer | None = None  # so that it is followed
         self._dialer: Dialer[Any, Subchannel] = Dialer(
             self._kind,
             discovery,
@@ -117,8 +128,14 @@ class Balanced:
         )
         self.rest = self._dialer.rest = Suspects()
         self.members = self._dialer.members
+        self.budget = self._dialer.budget
         self._deadline = None if policy is None else policy.deadline
+        self.plain = None if self._deadline else self._dialer.plain_filters
         self._is_ready = ready_of(self.members)
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        return [service_stats(self.endpoint, self.members, self.held, self.budget)]
 
     # -- subchannels ----------------------------------------------------------------------
 
@@ -133,6 +150,8 @@ class Balanced:
 
     def _let_go(self, subchannel: Subchannel) -> None:
         self.rest.forget(subchannel)
+        for method in list(self._methods.values()):
+            method.callables.pop(subchannel, None)
         logger.debug("%s: no subchannel to %s any more", self.endpoint, subchannel.instance.address)
         self._close_later(subchannel)
 
@@ -167,22 +186,33 @@ class Balanced:
         arguments: Arguments,
         end: float | None,
         wait_for_ready: bool | None,
+        first: Instance | None = None,
     ) -> Attempts:
-        """Return whom a call is tried with."""
-        self._held = service
+        """Return whom a call is tried with; `first` is who was tried already."""
+        self.held = service
         is_ready = self._is_ready if wait_for_ready else None
-        return Attempts(service.get_picker, arguments, end, is_ready, self._dialer.is_selecting)
+        is_selecting = self._dialer.is_selecting
+        return Attempts(service.get_picker, arguments, end, is_ready, is_selecting, first)
 
     def arguments_of(self, method: Method, request: Any, metadata: Any) -> Arguments:
         """Return what `Attempts` needs; called in the context of who calls."""
-        dialer, is_idempotent = self._dialer, method.is_idempotent
-        plain = dialer.plain_arguments(is_idempotent)
-        if plain is not None:
-            return plain
-        return dialer.arguments(Request(method.name, request, metadata), is_idempotent)
+        request = Request(method.name, request, metadata)
+        return self._dialer.arguments(request, method.is_idempotent)
 
-    def begin(self, instance: Instance, done: Done) -> tuple[Use, Subchannel]:
-        """Begin an attempt.
+    def begin(
+        self, method: Method, instance: Instance, done: Done, metadata: Any, n_before: int
+    ) -> tuple[Use, Any, Any]:
+        """Begin an attempt; return its use, what to call, and with which metadata.
+
+        Parameters
+        ----------
+        method : Method
+        instance, done
+            As selected.
+        metadata : tuple of (str, str or bytes), or None
+            Of the call.
+        n_before : int
+            Attempts of this call before.
 
         Raises
         ------
@@ -195,7 +225,17 @@ class Balanced:
         except BaseException as error:
             done(err=error)
             raise
-        return use, member.connection
+        try:
+            telemetry = self.telemetry
+            if telemetry is not None and telemetry.is_heard():
+                said = [] if metadata is None else list(metadata)
+                service = service_of(self.endpoint)
+                use.told = telemetry.rpc_attempt(method.name, service, instance, n_before, said)
+                metadata = tuple(said)
+            return use, method.on(member.connection), metadata
+        except BaseException as error:
+            use.tell(error)
+            raise
 
     # -- state ----------------------------------------------------------------------------
 

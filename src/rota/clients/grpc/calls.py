@@ -10,6 +10,7 @@ import grpc
 from rota.clients.dialing import Arguments
 from rota.clients.grpc.subchannels import READY, Subchannel, Suspects
 from rota.clients.members import Member, Members
+from rota.clients.telemetry import RpcAttempt
 from rota.discovery import Instance
 from rota.outcome import Outcome, outcome_of, unheard
 from rota.retry import DeadlineExceeded
@@ -91,14 +92,24 @@ class Use:
     members : Members
     done : callable
         The balancer's.
+
+    Attributes
+    ----------
+    member : Member
+    user : object
+        What the member knows the attempt by.
+    told : RpcAttempt or None
+        What OpenTelemetry knows it by.
     """
 
-    __slots__ = ("_done", "_members", "is_told", "member")
+    __slots__ = ("_done", "_members", "is_told", "member", "told", "user")
 
     def __init__(self, members: Members[Subchannel], done: Done) -> None:
         self._members = members
         self._done = done
         self.member: Member[Subchannel]
+        self.user: object = self
+        self.told: RpcAttempt | None = None
         self.is_told = False
 
     def tell_well(self, call: Any) -> None:
@@ -112,7 +123,9 @@ class Use:
         if self.is_told:
             return
         self.is_told = True
-        self._members.release(self.member, self)
+        self._members.release(self.member, self.user)
+        if self.told is not None:
+            self.told.end()
         done = self._done
         if done is unheard:
             return
@@ -138,7 +151,9 @@ class Use:
         if self.is_told:
             return
         self.is_told = True
-        self._members.release(self.member, self, outcome_of(error) is Outcome.FAILURE)
+        self._members.release(self.member, self.user, outcome_of(error) is Outcome.FAILURE)
+        if self.told is not None:
+            self.told.end(error)
         if self._done is unheard:
             return
         is_sent = getattr(error, "unsent", False) is not True
@@ -163,6 +178,8 @@ class Attempts:
         Whether it is connected: of a call that waits until somebody is.
     is_selecting : bool
         Whether the source gives selectors.
+    first : Instance or None
+        Who was tried already, in the first round, which goes on.
     """
 
     __slots__ = (
@@ -177,6 +194,7 @@ class Attempts:
         end: float | None,
         is_ready: Callable[[Instance], bool] | None,
         is_selecting: bool,
+        first: Instance | None = None,
     ) -> None:
         self._source = source
         policy, _, self._request, self._filters, self._key, _, self._rest = arguments
@@ -188,7 +206,9 @@ class Attempts:
         self._tried: tuple[Instance, ...] = ()  # in that
         self._round: Iterator[tuple[Instance, Done]] | None = None
         self._course: Course | None = None
-        if policy.budget is not None:
+        if first is not None:
+            self._selector, self._tried = source(), (first,)
+        elif policy.budget is not None:
             policy.budget.deposit()
 
     def next(self) -> tuple[Instance, Done] | float:
@@ -241,7 +261,7 @@ class Attempts:
     def _begin_round(self) -> None:
         end, rest = self._end, self._rest
         source = self._source()
-        if end is not None and self._is_ready is None:
+        if end is not None and self._is_ready is None and self._course is not None:
             check_time(end, self._course)
         if self._is_selecting and self._is_ready is None and not rest:
             self._selector, self._tried = source, ()

@@ -12,13 +12,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import grpc
 
 from rota.clients.grpc.balanced import CLOSED, Balanced
-from rota.clients.grpc.calls import judge, left_of
+from rota.clients.grpc.calls import Attempts, Headers, Use, judge, left_of
 from rota.clients.grpc.errors import DeadlineError, NoInstance
 from rota.clients.grpc.running import BalancedCall, Requests, Run
 from rota.clients.grpc.subchannels import (
@@ -28,13 +29,15 @@ from rota.clients.grpc.subchannels import (
     Subchannel,
     check_channel,
 )
-from rota.clients.options import KeyOf
+from rota.clients.options import NO_OPTIONS, KeyOf, current
+from rota.clients.telemetry import Telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver
 from rota.loadbalance import BalancerFactory
 from rota.loadbalance.services import ServiceBalancer
+from rota.outcome import unheard
 from rota.retry import DeadlineExceeded, RetryPolicy
-from rota.selector import NoAvailableInstance
+from rota.selector import DoneInfo, NoAvailableInstance
 from rota.selector.filters import NodeFilter
 
 logger = logging.getLogger(__name__)
@@ -137,7 +140,7 @@ class Channel(Balanced, grpc.Channel):
             service = self._dialer.factory.followed(self.endpoint)
             if service is None and try_to_connect:
                 try:
-                    service = self._held = self._dialer.factory.get(self.endpoint)
+                    service = self.held = self._dialer.factory.get(self.endpoint)
                 except Exception as error:
                     logger.debug("%s was not found: %r", self.endpoint, error)
                     return SHUTDOWN if self.is_closed else TRANSIENT_FAILURE
@@ -148,7 +151,7 @@ class Channel(Balanced, grpc.Channel):
     def close(self) -> None:
         """End all calls, close all subchannels, and what follows discovery where it is its own."""
         self.is_closed = True
-        self._held = None
+        self.held = None
         self._watch.clear()
         for subchannel in self._dialer.close():
             subchannel.channel.close()
@@ -221,50 +224,85 @@ class Channel(Balanced, grpc.Channel):
     ) -> tuple[Any, Any]:
         """Call a method with one response; return that, and the call that brought it. Blocks."""
         end = self.end_of(timeout)
-        if metadata is not None:
-            metadata = tuple(metadata)
-        service = self._held
-        if service is None or self.is_closed:
-            service = self.find(end, wait_for_ready)
+        metadata = None if metadata is None else tuple(metadata)
+        service = self.find(end, wait_for_ready)
         arguments = self.arguments_of(method, request, metadata)
-        requests = Requests(request) if method.takes_stream else None
         attempts = self.attempts_of(service, arguments, end, wait_for_ready)
-        if wait_for_ready:
-            wait_for_ready = False  # it does that among all
         try:
-            while True:
-                try:
-                    step = attempts.next()
-                except (NoAvailableInstance, DeadlineExceeded) as error:
-                    raise as_rpc_error(error, self.endpoint) from error
-                if isinstance(step, float):
-                    time.sleep(step)
-                    continue
-                use, subchannel = self.begin(*step)
-                try:
-                    response, call = subchannel.callable_of(method).with_call(
-                        request if requests is None else requests.view(),
-                        left_of(end),
-                        metadata,
-                        credentials,
-                        wait_for_ready,
-                        compression,
-                    )
-                except grpc.RpcError as error:
-                    may_repeat = judge(error, use, self.rest)
-                    use.tell(error, error.trailing_metadata())
-                    if requests is not None:
-                        may_repeat &= requests.may_repeat(error)
-                    if not may_repeat or not attempts.goes_on(error):
-                        raise
-                except BaseException as error:
-                    use.tell(error)
-                    raise
-                else:
-                    use.tell_well(call)
-                    return response, call
+            options = (credentials, wait_for_ready, compression)
+            return self._go_on(method, request, end, metadata, options, attempts, 0)
         finally:
             attempts.forget()
+
+    def call_again(
+        self,
+        method: Method,
+        request: Any,
+        end: float | None,
+        metadata: Any,
+        options: tuple[Any, ...],
+        use: Use,
+        error: grpc.RpcError,
+    ) -> Any:
+        """Return the response of a call whose first attempt has failed with an error, or raise."""
+        may_repeat = judge(error, use, self.rest)
+        use.tell(error, error.trailing_metadata())
+        arguments = self.arguments_of(method, request, metadata)
+        first = use.member.instance
+        attempts = self.attempts_of(self.find(end, None), arguments, end, None, first)
+        try:
+            if not may_repeat or not attempts.goes_on(error):
+                raise error
+            return self._go_on(method, request, end, metadata, options, attempts, 1)[0]
+        finally:
+            attempts.forget()
+
+    def _go_on(
+        self,
+        method: Method,
+        request: Any,
+        end: float | None,
+        metadata: Any,
+        options: tuple[Any, ...],
+        attempts: Attempts,
+        n_attempts: int,
+    ) -> tuple[Any, Any]:
+        credentials, wait_for_ready, compression = options
+        if wait_for_ready:
+            wait_for_ready = False  # for any of them, not for one
+        requests = Requests(request) if method.takes_stream else None
+        while True:
+            try:
+                step = attempts.next()
+            except (NoAvailableInstance, DeadlineExceeded) as error:
+                raise as_rpc_error(error, self.endpoint) from error
+            if isinstance(step, float):
+                time.sleep(step)
+                continue
+            use, function, sent = self.begin(method, *step, metadata, n_attempts)
+            n_attempts += 1
+            try:
+                response, call = function.with_call(
+                    request if requests is None else requests.view(),
+                    left_of(end),
+                    sent,
+                    credentials,
+                    wait_for_ready,
+                    compression,
+                )
+            except grpc.RpcError as error:
+                may_repeat = judge(error, use, self.rest)
+                use.tell(error, error.trailing_metadata())
+                if requests is not None:
+                    may_repeat &= requests.may_repeat(error)
+                if not may_repeat or not attempts.goes_on(error):
+                    raise
+            except BaseException as error:
+                use.tell(error)
+                raise
+            else:
+                use.tell_well(call)
+                return response, call
 
     # -- subchannels ----------------------------------------------------------------------
 
@@ -375,8 +413,64 @@ class UnaryUnary(grpc.UnaryUnaryMultiCallable):
         compression: Any = None,
     ) -> Any:
         """Return the response."""
-        arguments = (timeout, metadata, credentials, wait_for_ready, compression)
-        return self._channel.call(self._method, request, *arguments)[0]
+        # Most calls, with few calls of Python's own: each of these costs some 2 us while a server
+        # is waited for in between.
+        channel, method = self._channel, self._method
+        service, rest, telemetry = channel.held, channel.rest, channel.telemetry
+        if (
+            channel.plain is None
+            or service is None
+            or wait_for_ready
+            or current.get() is not NO_OPTIONS
+            or rest.suspects
+            or rest.until
+            or channel.is_closed
+            or (telemetry is not None and telemetry.is_heard())
+        ):
+            options = (credentials, wait_for_ready, compression)
+            return channel.call(method, request, timeout, metadata, *options)[0]
+        began = monotonic()
+        if metadata is not None:
+            metadata = tuple(metadata)
+        if method.is_idempotent and channel.budget is not None:
+            channel.budget.deposit()
+        picker: Any = service.get_picker()
+        try:
+            instance, done = picker.select(filters=channel.plain)
+        except NoAvailableInstance as error:
+            raise as_rpc_error(error, channel.endpoint) from error
+        is_quiet = done is unheard or hasattr(done, "release")  # it does not ask for metadata
+        user = object()
+        try:
+            member = channel.members.take(instance, user)
+        except BaseException as error:
+            done(err=error)
+            raise
+        try:
+            function = method.callables.get(member.connection) or method.on(member.connection)
+            if is_quiet:
+                response = function(
+                    request, timeout, metadata, credentials, wait_for_ready, compression
+                )
+            else:
+                response, call = function.with_call(
+                    request, timeout, metadata, credentials, wait_for_ready, compression
+                )
+        except BaseException as error:
+            use = Use(channel.members, done)
+            use.member, use.user = member, user
+            if not isinstance(error, grpc.RpcError):
+                use.tell(error)
+                raise
+            options = (credentials, wait_for_ready, compression)
+            end = None if timeout is None else began + timeout
+            return channel.call_again(method, request, end, metadata, options, use, error)
+        channel.members.release(member, user)
+        if not is_quiet:
+            done(DoneInfo(None, Headers(call.trailing_metadata()), True, True))
+        elif done is not unheard:
+            done()
+        return response
 
     def with_call(
         self,
@@ -506,6 +600,7 @@ def insecure_channel(
     options: Any = None,
     compression: grpc.Compression | None = None,
     authority: str | None = None,
+    telemetry: bool | Telemetry = True,
 ) -> Channel:
     """Return a balanced `grpc.Channel` to a service, without TLS.
 
@@ -515,7 +610,7 @@ def insecure_channel(
         "discovery:///name", or "name".
     discovery : Resolver or BalancerFactory
         A resolver gets a factory of the channel's own, which is closed with it.
-    balancer, filters, key, policy, idempotent, options, compression, authority
+    balancer, filters, key, policy, idempotent, options, compression, authority, telemetry
         See `rota.clients.grpc.balanced.Balanced`.
 
     Raises
@@ -535,6 +630,7 @@ def insecure_channel(
         options=options,
         compression=compression,
         authority=authority,
+        telemetry=telemetry,
     )
 
 
@@ -551,6 +647,7 @@ def secure_channel(
     options: Any = None,
     compression: grpc.Compression | None = None,
     authority: str | None = None,
+    telemetry: bool | Telemetry = True,
 ) -> Channel:
     """Return a balanced `grpc.Channel` to a service, with TLS.
 
@@ -580,4 +677,5 @@ def secure_channel(
         options=options,
         compression=compression,
         authority=authority,
+        telemetry=telemetry,
     )

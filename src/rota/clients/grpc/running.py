@@ -151,6 +151,7 @@ class Run:
         self._attempts: Attempts | None = None
         self._context: Context
         self._is_cancelled = False
+        self._n_attempts = 0
         self.end = channel.end_of(timeout)
         self.attempt: Attempt | None = None
         self.final: Any = None
@@ -298,15 +299,17 @@ class Run:
 
     def _start(self, instance: Instance, done: Done) -> Attempt:
         method, requests = self._method, self._requests
-        use, subchannel = self._channel.begin(instance, done)
+        use, function, metadata = self._channel.begin(
+            method, instance, done, self._metadata, self._n_attempts
+        )
+        self._n_attempts += 1
         try:
-            function = subchannel.callable_of(method)
             if method.kind.endswith("unary"):
                 function = function.future
             call = function(
                 self._request if requests is None else requests.view(),
                 left_of(self.end),
-                self._metadata,
+                metadata,
                 self._credentials,
                 False if self._is_waiting else self._is_waiting,
                 self._compression,

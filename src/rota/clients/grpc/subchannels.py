@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable, Iterable
 from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote
-from weakref import WeakKeyDictionary
 
 import grpc
 import grpc.experimental
@@ -77,25 +76,14 @@ class Subchannel:
         When it was suspected last, by `time.monotonic`.
     """
 
-    __slots__ = ("__weakref__", "_check", "_marks", "callables", "channel", "instance", "since")
+    __slots__ = ("_check", "_marks", "channel", "instance", "since")
 
     def __init__(self, instance: Instance, channel: Any, check: Callable[[bool], Any]) -> None:
         self.instance = instance
         self.channel = channel
         self.since = monotonic()
-        self.callables: WeakKeyDictionary[Method, Any] = WeakKeyDictionary()
         self._check = check
         self._marks = marks_of(instance)
-
-    def callable_of(self, method: "Method") -> Any:
-        """Return the multicallable of a method, made once. O(1)."""
-        made = self.callables.get(method)
-        if made is None:
-            make = getattr(self.channel, method.kind)
-            options = {"_registered_method": True} if method.is_registered else {}
-            made = make(method.name, method.serializer, method.deserializer, **options)
-            self.callables[method] = made
-        return made
 
     def look(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """Return the state of its connection; less than 1 us."""
@@ -134,11 +122,13 @@ class Method:
     is_idempotent : bool
     takes_stream : bool
         Whether it has many requests.
+    callables : dict
+        The multicallable of each subchannel that was used.
     """
 
     __slots__ = (
-        *("__weakref__", "deserializer", "is_idempotent", "is_registered", "kind", "name"),
-        *("serializer", "takes_stream"),
+        *("__weakref__", "callables", "deserializer", "is_idempotent", "is_registered", "kind"),
+        *("name", "serializer", "takes_stream"),
     )
 
     def __init__(
@@ -157,6 +147,17 @@ class Method:
         self.is_registered = is_registered
         self.is_idempotent = is_idempotent
         self.takes_stream = kind.startswith("stream")
+        self.callables: dict[Subchannel, Any] = {}
+
+    def on(self, subchannel: Subchannel) -> Any:
+        """Return what calls it through a subchannel, made once. O(1)."""
+        made = self.callables.get(subchannel)
+        if made is None:
+            make = getattr(subchannel.channel, self.kind)
+            options = {"_registered_method": True} if self.is_registered else {}
+            made = make(self.name, self.serializer, self.deserializer, **options)
+            self.callables[subchannel] = made
+        return made
 
 
 class Suspects(Rest):
@@ -165,33 +166,38 @@ class Suspects(Rest):
     An instance is suspected when it is first called, and when a call ends with UNAVAILABLE, until
     it is seen connected. It counts as absent once connecting has failed, or takes longer than
     `PATIENCE`.
+
+    Attributes
+    ----------
+    suspects : dict
+        Their subchannels, by identity.
     """
 
-    __slots__ = ("_suspects",)
+    __slots__ = ("suspects",)
 
     def __init__(self) -> None:
         super().__init__()
-        self._suspects: dict[Hashable, Subchannel] = {}
+        self.suspects: dict[Hashable, Subchannel] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._suspects or self._until)
+        return bool(self.suspects or self.until)
 
     def suspect(self, subchannel: Subchannel) -> None:
         """Look at the connection of an instance with each call, until it is there."""
         identity = subchannel.instance.identity
-        if self._suspects.get(identity) is not subchannel:
+        if self.suspects.get(identity) is not subchannel:
             subchannel.since = monotonic()
-            self._suspects[identity] = subchannel
+            self.suspects[identity] = subchannel
 
     def forget(self, subchannel: Subchannel) -> None:
         """Suspect it no more: it is gone."""
         identity = subchannel.instance.identity
-        if self._suspects.get(identity) is subchannel:
-            self._suspects.pop(identity, None)
+        if self.suspects.get(identity) is subchannel:
+            self.suspects.pop(identity, None)
 
     def is_resting(self, instance: Any) -> bool:
         """Whether an instance rests now, or is absent. O(1)."""
-        subchannel = self._suspects.get(instance.identity)
+        subchannel = self.suspects.get(instance.identity)
         if subchannel is not None:
             state = subchannel.look(True)
             if state is READY:
