@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import ssl
+import stat
 import threading
 import time
 from collections import Counter
@@ -31,8 +32,9 @@ from rota.discovery import Instance, StaticResolver
 from rota.discovery.memory import MemoryRegistry
 from rota.loadbalance import AsyncBalancerFactory, BalancerFactory, WeightedRoundRobinBalancer
 from rota.outcome import outcome_of
-from rota.retry import RetryPolicy, any_failure
+from rota.retry import RetryBudget, RetryPolicy, any_failure
 from rota.selector import (
+    NoAvailableInstance,
     Peer,
     engine,
     global_selector,
@@ -236,8 +238,10 @@ def connections_to(member):
     n = 0
     port = int(member.address.rpartition(":")[2])
     for name in os.listdir("/dev/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as copy:
-            n += copy.getpeername()[1:2] == (port,)
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as copy:
+                    n += copy.getpeername()[1:2] == (port,)
     return n
 
 
@@ -765,3 +769,290 @@ def test_ipv6(way):
         finally:
             server.shutdown()
             thread.join()
+
+
+# ---- trying again
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_refused_answer_is_followed_by_another_instance(way, servers, status):
+    recorder = Recorder()
+    client = way.client(registry(servers), balancer=recorder, policy=retrying(3))
+    for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"):
+        response = way.run(client.request(method, f"/?status={status}&at=s0,s1"))
+        assert response.status_code == 200
+        assert response.extensions["instance"].address == servers[2].address
+    assert recorder.outcomes.count("SUCCESS") == 6
+    assert recorder.outcomes.count("FAILURE") == len(recorder.ends) - 6 > 0
+    n_before = sum(n_requests(servers))
+    for method in ("POST", "PATCH"):
+        response = way.run(client.request(method, f"/?status={status}"))
+        assert response.status_code == status
+        assert response.json()["method"] == method
+    assert way.run(client.get("/?status=500")).status_code == 500
+    assert way.run(client.get("/?status=404")).status_code == 404
+    assert sum(n_requests(servers)) == n_before + 4
+    assert recorder.n_open == 0
+
+
+def test_statuses_of_ones_own(way, servers):
+    client = way.client(registry(servers), retry_statuses=[500], policy=retrying(3))
+    assert way.run(client.get("/?status=500&at=s0,s1")).json()["by"] == "s2"
+    n_before = sum(n_requests(servers))
+    assert way.run(client.get("/?status=503")).status_code == 503
+    assert sum(n_requests(servers)) == n_before + 1
+    client = way.client(registry(servers), retry_statuses=(), policy=retrying(3))
+    assert way.run(client.get("/?status=503")).status_code == 503
+    assert sum(n_requests(servers)) == n_before + 2
+
+
+def test_the_last_answer_is_the_callers(way, servers):
+    recorder = Recorder()
+    client = way.client(registry(servers), balancer=recorder, policy=retrying(3))
+    response = way.send(client, "GET", "/?status=503&chunks=3&pause=0.05")
+    assert response.status_code == 503
+    assert recorder.outcomes == ["FAILURE"] * 3
+    # Those before it were let go, unread: their connections are closed.
+    assert sum(map(connections_to, servers)) == 1
+    assert n_in_flight(client)[0] == 1
+    assert way.read(response) == b"x" * 3072
+    assert n_in_flight(client)[0] == 0
+    assert len(recorder.ends) == 3
+    assert n_requests(servers) == [1, 1, 1]
+
+
+def test_connections_of_refused_answers_do_not_leak(way, servers):
+    client = way.client(registry(servers), policy=retrying(6))
+    for n in range(60):
+        body = ("", "&size=1000000", "&chunks=2", "&break=1")[n % 4]
+        response = way.run(client.get(f"/?status=503&at=s0,s1{body}"))
+        assert response.json()["by"] == "s2"
+        assert all(connections_to(member) <= 1 for member in servers)
+    assert n_in_flight(client) == (0, 0)
+
+
+def test_retry_after_is_heard(way, servers):
+    client = way.client(registry(servers), policy=retrying(3))
+    while not servers[0].requests():
+        response = way.run(client.get("/?status=503&retry_after=60&at=s0"))
+        assert response.status_code == 200
+    for method in ("GET", "POST") * 15:
+        assert way.run(client.request(method, "/")).status_code == 200
+    assert n_requests(servers)[0] == 1
+    # It is tried where nobody else is left.
+    response = way.run(client.get("/?status=503&at=s1,s2"))
+    assert response.json()["by"] == "s0"
+
+
+def test_retry_after_of_any_method_and_status(way, servers):
+    client = way.client(registry(servers[:2]), policy=retrying(3))
+    while not servers[0].requests():
+        way.run(client.post("/?status=500&retry_after=60&at=s0"))
+    for _ in range(10):
+        way.run(client.post("/"))
+    assert n_requests(servers)[0] == 1
+
+
+def test_retry_after_ends(way, servers):
+    client = way.client(registry(servers[:2]), policy=retrying(3))
+    while not servers[0].requests():
+        way.run(client.get("/?status=503&retry_after=1&at=s0"))
+    way.until(lambda: way.run(client.get("/")).json()["by"] == "s0")
+
+
+def test_all_want_to_be_left_alone(way, servers):
+    client = way.client(registry(servers), policy=retrying(9))
+    response = way.run(client.get("/?status=503&retry_after=60"))
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "60"
+    assert response.json()["by"] in ("s0", "s1", "s2")
+    assert n_requests(servers) == [1, 1, 1]
+    assert way.run(client.get("/")).status_code == 200  # better than nobody
+    assert n_in_flight(client)[0] == 0
+
+
+def test_an_unreachable_instance_is_passed_over_by_any_request(way, servers):
+    found = registry(servers[:1])
+    found.publish("orders", Instance(f"127.0.0.1:{free_ports(1)[0]}", 1))
+    recorder = Recorder()
+    client = way.client(found, balancer=recorder)
+    for n in range(10):
+        assert way.run(client.post("/", content=f"{n}")).json()["body"] == f"{n}"
+    for _ in range(4):
+        response = way.run(client.post("/", content=way.generator(b"in ", b"parts")))
+        assert response.json()["body"] == "in parts"
+    for _ in range(4):
+        response = way.run(client.post("/", files={"f": b"content"}))
+        assert "content" in response.json()["body"]
+    assert n_requests(servers) == [18, 0, 0]
+    assert recorder.outcomes.count("SUCCESS") == 18
+    assert recorder.outcomes.count("FAILURE") >= 9
+
+
+def test_nobody_can_be_reached(way):
+    found = StaticResolver({"orders": [f"127.0.0.1:{port}" for port in free_ports(2)]})
+    recorder = Recorder()
+    client = way.client(found, balancer=recorder, policy=retrying(4))
+    for method in ("GET", "POST"):
+        with pytest.raises(httpx.ConnectError) as caught:
+            way.run(client.request(method, "/x"))
+        assert not isinstance(caught.value, NoInstance)
+        assert caught.value.request.url == "http://orders/x"
+    assert recorder.outcomes == ["FAILURE"] * 8
+    assert n_in_flight(client)[0] == 0
+
+
+def test_a_broken_connection(way, servers):
+    recorder = Recorder()
+    client = way.client(registry(servers), balancer=recorder, policy=retrying(3))
+
+    def n_attempts(method, **options):
+        before = sum(n_requests(servers))
+        with pytest.raises(httpx.TransportError) as caught:
+            way.run(client.request(method, "/?reset=1", **options))
+        assert not isinstance(caught.value, (httpx.ConnectError, httpx.TimeoutException))
+        assert caught.value.request.url == "http://orders/?reset=1"
+        assert recorder.n_open == 0
+        return sum(n_requests(servers)) - before
+
+    assert n_attempts("GET") == 3
+    assert n_attempts("PUT", content=b"x") == 3
+    assert n_attempts("POST", content=b"x") == 1
+    assert n_attempts("PUT", content=way.generator(b"x")) == 1
+    with call_options(idempotent=False):
+        assert n_attempts("GET") == 1
+    with call_options(idempotent=True):
+        assert n_attempts("POST", content=b"x") == 3
+        assert n_attempts("POST", json={"a": "b"}) == 3
+        assert n_attempts("POST", content=way.generator(b"x")) == 1  # it is gone
+    for _ in range(6):
+        assert way.run(client.get("/?reset=1&at=s0,s1")).json()["by"] == "s2"
+    for member in servers:
+        for request in member.requests():
+            if request["method"] in ("PUT", "POST"):
+                assert request["body"] in ("x", '{"a":"b"}')
+
+
+def test_a_refused_answer_to_a_body_that_cannot_be_sent_again(way, servers):
+    client = way.client(registry(servers), policy=retrying(3))
+    for _ in range(3):
+        response = way.run(client.put("/?status=503", content=way.generator(b"in ", b"parts")))
+        assert response.status_code == 503
+        assert response.json()["body"] == "in parts"
+    assert sum(n_requests(servers)) == 3
+
+
+def test_call_options_say_what_may_be_made_twice(way, servers):
+    client = way.client(registry(servers), policy=retrying(3))
+    with call_options(idempotent=True):
+        for n in range(6):
+            response = way.run(client.post("/?status=503&at=s0,s1", content=f"{n}"))
+            assert (response.json()["by"], response.json()["body"]) == ("s2", f"{n}")
+    with call_options(idempotent=False):
+        assert way.run(client.get("/?status=503")).status_code == 503
+    assert n_requests(servers)[2] >= 6
+    posts = [r for member in servers for r in member.requests() if r["method"] == "GET"]
+    assert len(posts) == 1
+
+
+def test_big_bodies_are_sent_whole_again(way, servers):
+    big = "0123456789" * 100_000
+    client = way.client(registry(servers), policy=retrying(3))
+    for _ in range(3):
+        response = way.run(client.put("/?status=503&at=s0,s1", content=big))
+        assert response.json()["body"] == big
+
+
+def test_the_budget_bounds_retries(way, servers):
+    budget = RetryBudget(percent=0, per_second=0.1, ttl=20)  # 2
+    client = way.client(registry(servers), policy=retrying(3, budget=budget))
+    for _ in range(10):
+        response = way.run(client.get("/?status=503"))
+        assert response.status_code == 503
+        assert response.json()["target"] == "/?status=503"
+    assert sum(n_requests(servers)) == 12
+    with pytest.raises(httpx.TransportError):
+        way.run(client.get("/?reset=1"))
+    assert sum(n_requests(servers)) == 13
+    (row,) = client.stats()
+    assert (row.budget.n_calls, row.budget.n_retries, row.budget.balance) == (11, 2, 0)
+    assert row.n_in_flight == 0
+
+
+def test_each_attempt_has_the_timeout(way, servers):
+    client = way.client(registry(servers), policy=retrying(3), timeout=httpx.Timeout(5, read=0.15))
+    for _ in range(3):
+        assert way.run(client.get("/?wait=9&at=s0,s1")).json()["by"] == "s2"
+    n_before = sum(n_requests(servers))
+    with pytest.raises(httpx.ReadTimeout):
+        way.run(client.post("/?wait=9"))
+    assert sum(n_requests(servers)) == n_before + 1
+
+
+def test_the_deadline_ends_all_attempts(way, servers):
+    recorder = Recorder()
+    policy = retrying(9, deadline=0.3)
+    client = way.client(registry(servers), balancer=recorder, policy=policy, timeout=60)
+    begin = time.monotonic()
+    for method in ("GET", "POST"):
+        with pytest.raises(httpx.TimeoutException) as caught:
+            way.run(client.request(method, "/?wait=50"))
+        assert caught.value.request.url == "http://orders/?wait=50"
+    assert time.monotonic() - begin < 20  # of a hundred
+    assert recorder.outcomes == ["FAILURE"] * 2
+    assert n_in_flight(client)[0] == 0
+    # What comes in time is as without one, also after refused answers.
+    assert way.run(client.get("/")).status_code == 200
+
+
+def test_a_deadline_that_is_far_changes_nothing(way, servers):
+    client = way.client(registry(servers), policy=retrying(3, deadline=100.0))
+    assert way.run(client.get("/?status=503&at=s0,s1")).json()["by"] == "s2"
+    assert way.run(client.get("/?status=503")).status_code == 503
+    with pytest.raises(httpx.ReadTimeout):
+        way.run(client.post("/?wait=9", timeout=0.2))
+
+
+def test_nobody_is_there(way):
+    found = MemoryRegistry()
+    client = way.client(found)
+    with pytest.raises(NoInstance) as caught:
+        way.run(client.get("/x"))
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, NoAvailableInstance)
+    assert caught.value.request.url == "http://orders/x"
+    found.publish("orders", Instance("127.0.0.1:1", 0))  # drained
+    with pytest.raises(NoInstance):
+        way.run(client.post("/x", content=b"x"))
+    client = way.client(found, balancer=WeightedRoundRobinBalancer())
+    with pytest.raises(NoInstance):
+        way.run(client.get("/"))
+    assert n_in_flight(client)[0] == 0
+
+
+def test_a_service_that_is_not_known(way):
+    client = way.client(StaticResolver({"users": ["127.0.0.1:1"]}))
+    with pytest.raises(NoInstance, match="'orders' is not among the 1 services") as caught:
+        way.run(client.get("/"))
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+class Slow(StaticResolver):
+    """Takes its time."""
+
+    async def resolve(self, target):
+        await asyncio.sleep(60)
+
+
+def test_looking_for_a_service_is_a_part_of_connecting(way):
+    client = way.client(Slow({}), timeout=httpx.Timeout(60, connect=0.05))
+    with pytest.raises(NoInstance):
+        way.run(client.get("/"))
+
+
+def test_an_address_of_no_use(way, servers):
+    client = way.client(StaticResolver({"orders": ["localhost:none"]}))
+    with pytest.raises(ValueError, match="'localhost:none'"):
+        way.run(client.get("/"))
+    with pytest.raises(ValueError, match="'localhost:none'"):
+        way.run(client.post("/"))
