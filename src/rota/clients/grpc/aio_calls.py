@@ -7,16 +7,20 @@ have of it. They are not held by it, so that one that is let go of is cancelled.
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator
+from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from rota.clients.dialing import Arguments
 from rota.clients.grpc.calls import Attempts, Use, judge, left_of, now
 from rota.clients.grpc.errors import CANCELLED_DETAILS
-from rota.clients.grpc.subchannels import Method, Suspects
+from rota.clients.grpc.subchannels import Method, Subchannel, Suspects
+from rota.clients.members import Member
 from rota.discovery import Instance
+from rota.outcome import unheard
 from rota.retry import DeadlineExceeded
 from rota.retry.candidates import Done
 from rota.selector import NoAvailableInstance
@@ -73,6 +77,8 @@ def as_rpc_error(error: Exception, endpoint: str) -> Exception:
 class Run:
     """A call, in the context of who makes it.
 
+    The first attempt of most calls is made without a task: see `UnaryUnary` of `aio.py`.
+
     Parameters
     ----------
     channel : Channel
@@ -82,15 +88,16 @@ class Run:
 
     Attributes
     ----------
-    task : asyncio.Task
+    task : asyncio.Task or None
         It ends when it is certain that no attempt follows: with the response, or where there are
         many with the first; where there are many requests and responses once it is connected.
+        None: `call` is the first attempt.
     call : grpc.aio.Call or None
         Of the attempt that is under way, or the last; None before the first and between two.
     error : Exception or None
-        What has ended the task.
+        What the call has come to.
     response : object
-        The only one.
+        The only one, of a task.
     first : object
         The first of many, until it is taken.
     is_committed : bool
@@ -99,77 +106,132 @@ class Run:
         Requests may be written.
     """
 
-    def __init__(
+    # Most stay as they are.
+    task: "asyncio.Task[None] | None" = None
+    call: Any = None
+    error: Exception | None = None
+    response: Any = None
+    first: Any = _NOTHING
+    messages: Any = None
+    is_committed = False
+    is_connected = False
+    _is_cancelled = False
+    _n_attempts = 0
+    _waiter: "asyncio.Future[None] | None" = None
+    _has_one_response = True
+    # Of a first attempt without a task.
+    context: Context
+    member: Member[Subchannel]
+    done: Done
+
+    channel: "Channel"
+    method: Method
+    request: Any
+    metadata: Any
+    options: tuple[Any, ...]  # credentials, wait_for_ready, compression
+    end: float | None
+
+    def start(
         self,
         channel: "Channel",
         method: Method,
         request: Any,
         timeout: float | None,
         metadata: Any,
-        credentials: Any,
-        wait_for_ready: bool | None,
-        compression: Any,
+        *options: Any,
     ) -> None:
-        self._channel = channel
-        self._method = method
-        self._metadata = None if metadata is None else tuple(metadata)
-        self._credentials = credentials
-        self._is_waiting = wait_for_ready
-        self._compression = compression
-        self._arguments = channel.arguments_of(method, request, self._metadata)
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_cancelled = False
-        self._n_attempts = 0
-        self._has_one_response = method.kind.endswith("unary")
+        """Begin, with a task."""
+        self.channel = channel
+        self.method = method
         self.request = request
+        self.metadata = None if metadata is None else tuple(metadata)
+        self.options = options
         self.end = channel.end_of(timeout)
-        self.task: asyncio.Task[None]
-        self.call: Any = None
-        self.error: Exception | None = None
-        self.response: Any = None
-        self.first: Any = _NOTHING
-        self.messages: Any = None
-        self.is_committed = False
-        self.is_connected = False
+        self._has_one_response = method.kind.endswith("unary")
+        arguments = channel.arguments_of(method, request, self.metadata)
+        self.task = asyncio.get_running_loop().create_task(self._go(arguments))
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin."""
-        self.task = loop.create_task(self._go())
+    def land(self, call: Any) -> None:
+        """Take notice of the end of the first attempt, where that was made without a task."""
+        coroutine = call.code()
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            code = stop.value
+        channel, done = self.channel, self.done
+        if code is grpc.StatusCode.OK and (done is unheard or hasattr(done, "release")):
+            channel.members.release(self.member, self)  # as `Use.tell_well` does it
+            if done is not unheard:
+                done()
+            return
+        use = self.use_of_first()
+        if code is grpc.StatusCode.OK:
+            use.tell_well(call)
+            return
+        error = _error_of(call, code)
+        may_repeat = judge(error, use, channel.rest)
+        use.tell(error, error.trailing_metadata())
+        if may_repeat and not self.is_committed and not call.cancelled():
+            self.call = None
+            loop = asyncio.get_running_loop()
+            go = self._go_on(error, use.member.instance)
+            self.task = self.context.run(loop.create_task, go)
+            channel.runs.add(self)
+        else:
+            self.error = error
+
+    def use_of_first(self) -> Use:
+        """Return who tells the end of the first attempt, where that was made without a task."""
+        use = Use(self.channel.members, self.done)
+        use.member, use.user = self.member, self
+        return use
 
     # -- what the caller asks -------------------------------------------------------------
 
     @property
     def is_over(self) -> bool:
         """Whether the call is over."""
+        task = self.task
         if self._is_cancelled:
             return True
-        if not self.task.done():
+        if task is None:
+            return bool(self.call.done())
+        if not task.done():
             return False
-        if self._has_one_response or self.error is not None or self.task.cancelled():
+        if self._has_one_response or self.error is not None or task.cancelled():
             return True
         return bool(self.call.done())
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the call was cancelled."""
-        if self._is_cancelled or (self.task.done() and self.task.cancelled()):
+        task = self.task
+        if self._is_cancelled or (task is not None and task.done() and task.cancelled()):
             return True
-        is_going = self.task.done() and self.error is None and not self._has_one_response
-        return is_going and bool(self.call.cancelled())
+        is_the_calls = task is None or (task.done() and self.error is None)
+        return is_the_calls and self.call is not None and bool(self.call.cancelled())
 
     def cancel(self) -> bool:
         """Cancel the call; False where it is over."""
         if self.is_over:
             return False
-        if self.task.done():
+        task = self.task
+        if task is None or task.done():
             return bool(self.call.cancel())
         self._is_cancelled = True
-        self.task.cancel()
+        task.cancel()
         return True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is certain that no attempt follows."""
+        return bool(self.call.done()) if self.task is None else self.task.done()
 
     async def settle(self) -> None:
         """Return when it is certain that no attempt follows, however the call ends."""
-        if not self.task.done():
+        if self.task is None:
+            await self.call.code()
+        if self.task is not None and not self.task.done():
             await asyncio.wait((self.task,))
 
     async def wait_until_over(self) -> None:
@@ -180,24 +242,24 @@ class Run:
 
     async def some_call(self) -> Any:
         """Return the call of an attempt that is under way, or the last; None without one."""
-        while self.call is None and not self.task.done():
+        while self.call is None and not self.is_settled:
             await self._change()
         return self.call
 
     async def connect(self) -> None:
         """Return when requests may be written, or no attempt follows."""
-        while not self.is_connected and not self.task.done():
+        while not self.is_connected and not self.is_settled:
             await self._change()
 
     def check(self) -> None:
-        """Raise what has ended the task, if anything has.
+        """Raise what has ended the call, or its task, if anything has.
 
         Raises
         ------
         asyncio.CancelledError
         Exception
         """
-        if self._is_cancelled or self.task.cancelled():
+        if self._is_cancelled or (self.task is not None and self.task.cancelled()):
             raise asyncio.CancelledError
         if self.error is not None:
             raise self.error
@@ -218,43 +280,66 @@ class Run:
 
     # -- how it goes on -------------------------------------------------------------------
 
-    async def _go(self) -> None:
-        channel, attempts = self._channel, None
+    async def _go(self, arguments: Arguments) -> None:
+        channel, attempts = self.channel, None
         try:
             service = channel.followed()
             if service is None:
-                service = await channel.find(self.end, self._is_waiting)
-            attempts = channel.attempts_of(service, self._arguments, self.end, self._is_waiting)
-            while True:
-                try:
-                    step = attempts.next()
-                except (NoAvailableInstance, DeadlineExceeded) as error:
-                    raise as_rpc_error(error, channel.endpoint) from error
-                if isinstance(step, float):
-                    await asyncio.sleep(step)
-                elif await self._try(attempts, *step):
-                    return
+                service = await channel.find(self.end, self.options[1])
+            attempts = channel.attempts_of(service, arguments, self.end, self.options[1])
+            await self._try_all(attempts)
         except Exception as error:
             self.error = error  # nobody may ever await it
         finally:
             if attempts is not None:
                 attempts.forget()
 
+    async def _go_on(self, error: grpc.aio.AioRpcError, instance: Instance) -> None:
+        """Go on after the first attempt, of this instance, has failed."""
+        channel, attempts = self.channel, None
+        try:
+            arguments = channel.arguments_of(self.method, self.request, self.metadata)
+            service = channel.followed()
+            if service is None:
+                service = await channel.find(self.end, None)
+            attempts = channel.attempts_of(service, arguments, self.end, None, instance)
+            if not attempts.goes_on(error):
+                raise error
+            self._n_attempts = 1
+            await self._try_all(attempts)
+        except Exception as last:
+            self.error = last
+        finally:
+            if attempts is not None:
+                attempts.forget()
+
+    async def _try_all(self, attempts: Attempts) -> None:
+        while True:
+            try:
+                step = attempts.next()
+            except (NoAvailableInstance, DeadlineExceeded) as error:
+                raise as_rpc_error(error, self.channel.endpoint) from error
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            elif await self._try(attempts, *step):
+                return
+
     async def _try(self, attempts: Attempts, instance: Instance, done: Done) -> bool:
         """Make an attempt; return whether it is the last, raise where it has failed and is."""
-        method, rest = self._method, self._channel.rest
-        use, function, metadata = self._channel.begin(
-            method, instance, done, self._metadata, self._n_attempts
+        method, rest = self.method, self.channel.rest
+        use, function, metadata = self.channel.begin(
+            method, instance, done, self.metadata, self._n_attempts
         )
         self._n_attempts += 1
+        credentials, wait_for_ready, compression = self.options
         try:
             call = function(
                 None if method.takes_stream else self.request,
                 timeout=left_of(self.end),
                 metadata=metadata,
-                credentials=self._credentials,
-                wait_for_ready=False if self._is_waiting else self._is_waiting,
-                compression=self._compression,
+                credentials=credentials,
+                wait_for_ready=False if wait_for_ready else wait_for_ready,
+                compression=compression,
             )
         except BaseException as error:
             use.tell(error)
@@ -300,6 +385,7 @@ class Run:
         waiter = self._waiter
         if waiter is None:
             waiter = self._waiter = asyncio.get_running_loop().create_future()
+        assert self.task is not None
         await asyncio.wait((self.task, waiter), return_when=asyncio.FIRST_COMPLETED)
 
     def _wake(self) -> None:
@@ -314,11 +400,20 @@ def _end(use: Use, rest: Suspects, call: Any) -> None:
     if code is grpc.StatusCode.OK:
         use.tell_well(call)
         return
-    trailing = now(call.trailing_metadata())
-    metadata = grpc.aio.Metadata() if trailing is None else trailing
-    error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, now(call.details()))
+    error = _error_of(call, code)
     judge(error, use, rest)
-    use.tell(error, trailing, True)
+    use.tell(error, error.trailing_metadata(), True)
+
+
+def _error_of(call: Any, code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    """Return the error of a call that is over."""
+    metadata = now(call.trailing_metadata())
+    if metadata is None:
+        metadata = grpc.aio.Metadata()
+    initial = now(call.initial_metadata()) if code is not grpc.StatusCode.CANCELLED else None
+    return grpc.aio.AioRpcError(
+        code, initial, metadata, now(call.details()), now(call.debug_error_string())
+    )
 
 
 async def _next(messages: AsyncIterator[Any]) -> Any:
@@ -348,10 +443,7 @@ async def _pump(requests: Any, call: Any) -> None:
 class BalancedCall(grpc.aio.Call):
     """A call to whichever instance answers. Let go of, it is cancelled."""
 
-    kind = Run
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    _run: Run
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
@@ -373,12 +465,12 @@ class BalancedCall(grpc.aio.Call):
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """Have `callback(call)` called when it is over, or now where it is."""
         run = self._run
-        if not run.task.done():
+        if run.task is not None and not run.task.done():
             run.task.add_done_callback(lambda task: self.add_done_callback(callback))
         elif run.is_over:
             callback(self)
-        else:
-            run.call.add_done_callback(lambda call: callback(self))
+        else:  # where that was not the last attempt there is a task then
+            run.call.add_done_callback(lambda call: self.add_done_callback(callback))
 
     async def initial_metadata(self) -> Any:
         """Return the initial metadata; waits for it."""
@@ -411,7 +503,7 @@ class BalancedCall(grpc.aio.Call):
             It has ended with an error.
         """
         await self._ask("wait_for_connection")
-        if self._run.task.done():
+        if self._run.is_settled:
             self._run.check()
 
     async def _ask(self, name: str) -> Any:
@@ -441,7 +533,7 @@ class BalancedCall(grpc.aio.Call):
             if isinstance(run.error, grpc.RpcError):
                 return getattr(run.error, name)()
             raise run.error
-        if run.task.cancelled():
+        if run.task is not None and run.task.cancelled():
             return cancelled
         return await getattr(run.call, name)()
 
@@ -450,9 +542,30 @@ class BalancedCall(grpc.aio.Call):
         state = run.call if run.error is None else run.error
         return f"<{type(self).__name__}: {'no attempt yet' if state is None else repr(state)}>"
 
+
+class _OneResponse(BalancedCall):
+    def __await__(self) -> Generator[Any, None, Any]:
+        run = self._run
+        if run.task is None:
+            try:
+                return (yield from run.call.__await__())
+            except grpc.aio.AioRpcError:
+                if run.error is not None:
+                    raise run.error from None
+        task = run.task
+        assert task is not None
+        if not task.done():
+            yield from task.__await__()
+        run.check()
+        return run.response
+
+
+class _Stream(BalancedCall):
+    """A call that goes on for as long as somebody has it."""
+
     def __del__(self) -> None:
-        run = getattr(self, "_run", None)
-        if run is None or run.is_over:
+        run = self._run
+        if run.task is None or run.is_over:
             return
         loop = run.task.get_loop()
         if not loop.is_closed():
@@ -460,20 +573,9 @@ class BalancedCall(grpc.aio.Call):
             loop.call_soon_threadsafe(run.cancel)
 
 
-class _OneResponse(BalancedCall):
-    def __await__(self) -> Generator[Any, None, Any]:
-        run = self._run
-        if not run.task.done():
-            yield from run.task.__await__()
-        run.check()
-        return run.response
-
-
-class _ManyResponses(BalancedCall):
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        self._iterator: AsyncIterator[Any] | None = None
-        self._is_read = False
+class _ManyResponses(_Stream):
+    _iterator: AsyncIterator[Any] | None = None
+    _is_read = False
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._is_read:
@@ -494,7 +596,7 @@ class _ManyResponses(BalancedCall):
             yield response
 
 
-class _ManyRequests(BalancedCall):
+class _ManyRequests(_Stream):
     async def write(self, request: Any) -> None:
         """Send a request."""
         await self._begin_write()

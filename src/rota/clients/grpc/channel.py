@@ -432,13 +432,13 @@ class UnaryUnary(grpc.UnaryUnaryMultiCallable):
         began = monotonic()
         if metadata is not None:
             metadata = tuple(metadata)
-        if method.is_idempotent and channel.budget is not None:
-            channel.budget.deposit()
         picker: Any = service.get_picker()
         try:
             instance, done = picker.select(filters=channel.plain)
         except NoAvailableInstance as error:
             raise as_rpc_error(error, channel.endpoint) from error
+        if method.is_idempotent and channel.budget is not None:
+            channel.budget.deposit()
         is_quiet = done is unheard or hasattr(done, "release")  # it does not ask for metadata
         user = object()
         try:
