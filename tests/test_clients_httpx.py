@@ -1056,3 +1056,335 @@ def test_an_address_of_no_use(way, servers):
         way.run(client.get("/"))
     with pytest.raises(ValueError, match="'localhost:none'"):
         way.run(client.post("/"))
+
+
+# ---- when a request has ended
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "outcome"),
+    [
+        ("GET", "", "SUCCESS"),
+        ("HEAD", "size=5000", "SUCCESS"),
+        ("GET", "status=204", "SUCCESS"),
+        ("GET", "status=304", "SUCCESS"),
+        ("GET", "status=404", "SUCCESS"),
+        ("GET", "status=500", "FAILURE"),
+        ("GET", "chunks=3&pause=0.02", "SUCCESS"),
+        ("GET", "chunks=3&pause=0.02&status=500", "FAILURE"),
+        ("GET", "size=3000000", "SUCCESS"),
+        ("GET", "close=1", "SUCCESS"),
+        ("POST", "size=100000", "SUCCESS"),
+        ("GET", "break=1&size=100000", "FAILURE"),
+    ],
+)
+def test_a_request_ends_with_its_body(way, servers, method, query, outcome):
+    recorder = Recorder(engine(rota.LeastRequest))
+    client = way.client(registry(servers), balancer=recorder)
+    for _ in range(2):
+        response = way.send(client, method, f"/?{query}")
+        assert recorder.n_open == 1
+        assert n_in_flight(client)[0] == 1
+        if "break" in query:
+            with pytest.raises(httpx.RemoteProtocolError):
+                way.read(response)
+        else:
+            way.read(response)
+        assert recorder.n_open == 0
+        assert n_in_flight(client)[0] == 0
+        way.close(response)
+    assert recorder.outcomes == [outcome] * 2
+
+
+@pytest.mark.parametrize("picker", [rota.LeastRequest, rota.PeakEwma])
+def test_an_unread_body_is_load(way, servers, picker):
+    client = way.client(registry(servers), balancer=picker)
+    responses = [way.send(client, "GET", "/?chunks=2") for _ in range(9)]
+    assert n_in_flight(client) == (9, 9)
+    if picker is rota.LeastRequest:
+        assert max(each.load for each in client.stats()[0].instances) <= 6
+    for n, response in enumerate(responses):
+        assert n_in_flight(client) == (9 - n, 9 - n)
+        if n % 3 == 0:
+            way.read(response)
+        way.close(response)
+        way.close(response)
+    assert n_in_flight(client) == (0, 0)
+
+
+@pytest.mark.parametrize("balancer", [None, rota.LeastRequest], ids=str)
+def test_a_body_that_is_left(way, servers, balancer):
+    recorder = Recorder(None if balancer is None else engine(balancer))
+    client = way.client(registry(servers), balancer=recorder)
+    response = way.send(client, "GET", "/?chunks=200&pause=0.05")
+    parts = way.parts(response)
+    assert way.next(parts) == b"x" * 1024
+    assert recorder.n_open == 1
+    way.close(response)
+    assert recorder.outcomes == ["CANCELLED"]
+    assert n_in_flight(client)[0] == 0
+    assert sum(map(connections_to, servers)) == 0
+    way.close(response)
+    assert len(recorder.ends) == 1
+
+
+def test_a_body_that_stops(way, servers):
+    recorder = Recorder()
+    timeout = httpx.Timeout(5, read=0.15)
+    client = way.client(registry(servers), balancer=recorder, timeout=timeout)
+    with pytest.raises(httpx.ReadTimeout):
+        way.run(client.get("/?chunks=2&pause=5"))
+    assert recorder.outcomes == ["FAILURE"]
+    assert sum(n_requests(servers)) == 1  # the answer had begun: it is the caller's
+    assert n_in_flight(client)[0] == 0
+
+
+def test_an_answer_that_is_forgotten(way, servers):
+    client = way.client(registry(servers), balancer=rota.LeastRequest)
+    for begin in (False, True):
+        response = way.send(client, "GET", "/?size=3000000")
+        if begin:
+            parts = way.parts(response)
+            way.next(parts)
+            assert n_in_flight(client) == (1, 1)
+            del parts  # nobody can read it any more
+        else:
+            assert n_in_flight(client) == (1, 1)
+        del response
+        gc.collect()
+        way.until(lambda: n_in_flight(client) == (0, 0))
+    assert way.run(client.get("/")).status_code == 200
+
+
+def test_the_end_is_told_by_any_thread(servers):
+    recorder = Recorder()
+    with Client(NAME, registry(servers), balancer=recorder, **_cheap({})) as client:
+        responses = [
+            client.send(client.build_request("GET", "/?chunks=3"), stream=True) for _ in range(6)
+        ]
+        with ThreadPoolExecutor(3) as threads:
+            for each in [threads.submit(response.read) for response in responses]:
+                assert len(each.result()) == 3072
+    assert recorder.outcomes == ["SUCCESS"] * 6
+
+
+# ---- cancelled
+
+
+QUERIES = [
+    ("GET", "/?wait=0.01&close=1"),
+    ("POST", "/?wait=0.01&status=503"),
+    ("PUT", "/?chunks=3&pause=0.01"),
+    ("GET", "/?reset=1"),
+]
+
+
+@pytest.mark.parametrize(("method", "url"), QUERIES)
+def test_cancelled_anywhere(servers, method, url):
+    async def one(client):
+        content = None if method == "GET" else b"x" * 100_000
+        with suppress(httpx.HTTPError), call_options(idempotent=True):
+            await client.request(method, url, content=content)
+
+    async def main():
+        recorder = Recorder(engine(rota.LeastRequest))
+        policy = retrying(3)
+        options = _cheap({"balancer": recorder, "policy": policy})
+        async with AsyncClient(NAME, registry(servers), **options) as client:
+            await client.get("/")  # so that it is not discovery that is cancelled
+            n_cancelled = n_ended = 0
+            for k in range(300):
+                task = asyncio.ensure_future(one(client))
+                for _ in range(k):
+                    await asyncio.sleep(0 if k % 2 else 0.0001)
+                task.cancel()
+                await asyncio.wait([task])
+                n_cancelled += task.cancelled()
+                n_ended += not task.cancelled()
+                assert recorder.n_open == 0
+                assert n_in_flight(client)[0] == 0
+                if n_ended >= 10:
+                    break
+            assert n_cancelled >= 10
+            for _ in range(6):
+                assert (await client.get("/")).status_code == 200
+        assert sum(map(connections_to, servers)) == 0
+
+    asyncio.run(main())
+
+
+def test_cancelled_while_a_service_is_looked_for(servers):
+    class Late(StaticResolver):
+        async def resolve(self, service):
+            await asyncio.sleep(0.005)
+            return super().resolve(service)
+
+    async def main():
+        for k in range(30):
+            found = Late({"orders": [servers[0].address]})
+            async with AsyncClient(NAME, found, **_cheap({})) as client:
+                task = asyncio.ensure_future(client.get("/"))
+                for _ in range(k):
+                    await asyncio.sleep(0 if k % 2 else 0.001)
+                task.cancel()
+                await asyncio.wait([task])
+                assert (await client.get("/")).status_code == 200
+                assert n_in_flight(client) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_cancelled_while_a_body_is_read(servers):
+    async def main():
+        recorder = Recorder()
+        options = _cheap({"balancer": recorder})
+        async with AsyncClient(NAME, registry(servers), **options) as client:
+            request = client.build_request("GET", "/?chunks=200&pause=0.05")
+            response = await client.send(request, stream=True)
+            reading = asyncio.ensure_future(response.aread())
+            await asyncio.sleep(0.1)
+            assert recorder.n_open == 1
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert recorder.outcomes == ["CANCELLED"]
+            await response.aclose()
+            assert sum(map(connections_to, servers)) == 0
+        assert len(recorder.ends) == 1
+
+    asyncio.run(main())
+
+
+# ---- instances that die, freeze, leave and join
+
+
+def ids_of(member, method):
+    """Return the ids of the requests of a method that a server has read."""
+    return [
+        int(request["target"].removeprefix("/?id="))
+        for request in member.requests()
+        if request["method"] == method
+    ]
+
+
+def test_one_of_three_is_killed(way, tmp_path):
+    with fleet(3, tmp_path) as members:
+        client = way.client(registry(members))
+        load = way.load(client)
+        load.start("GET", "POST")
+        load.sleep(0.5)
+        load.do(members[1].kill)
+        load.sleep(1.0)
+        load.end()
+        assert load.n_sent["GET"] > 50
+        assert {method for method, *_ in load.lost} <= {"POST"}
+        # Lost are those that the killed one may have read, and they were not made elsewhere.
+        assert {node.address for *_, node in load.lost} <= {members[1].address}
+        lost = {n for _, n, _, _ in load.lost}
+        assert len(lost) < 20
+        made = [ids_of(member, "POST") for member in members]
+        everywhere = [*made[0], *made[1], *made[2]]
+        assert len(everywhere) == len(set(everywhere))
+        assert lost.isdisjoint(made[0] + made[2])
+        assert len(set(everywhere) | lost) == load.n_sent["POST"]
+        assert n_in_flight(client)[0] == 0
+        way.close_all()
+
+
+def test_a_rolling_restart(way, tmp_path):
+    with fleet(3, tmp_path) as members:
+        client = way.client(registry(members))
+        load = way.load(client)
+        load.start("GET", "PUT")
+        for member in members:
+            load.sleep(0.3)
+            load.do(member.restart)
+        load.sleep(0.5)
+        load.end()
+        assert load.lost == []
+        assert load.n_sent["GET"] > 50
+        n_before = n_requests(members)
+        for _ in range(6):
+            way.run(client.get("/"))
+        assert [after - n for after, n in zip(n_requests(members), n_before, strict=True)] == [
+            2
+        ] * 3
+        way.close_all()
+
+
+def test_a_frozen_instance_is_avoided(way, tmp_path):
+    def n_calls():
+        (row,) = client.stats()
+        (frozen,) = [each for each in row.instances if each.instance == members[2].address]
+        return frozen.n_calls, row.n_calls
+
+    with fleet(3, tmp_path) as members:
+        timeout = httpx.Timeout(5, connect=0.5, read=0.5)
+        client = way.client(registry(members), balancer=p2c(), timeout=timeout)
+        load = way.load(client)
+        load.start("GET")
+        load.sleep(0.4)
+        members[2].freeze()
+        try:
+            load.sleep(1.2)  # for those that went there to learn of it
+            before, n_before = n_calls()
+            load.sleep(1.2)
+            after, n_after = n_calls()
+            load.end()
+        finally:
+            members[2].thaw()
+        assert load.lost == []
+        assert before > 0
+        assert n_after - n_before > 50
+        assert after - before <= 0.1 * (n_after - n_before)
+        way.close_all()
+
+
+def test_instances_leave_and_join(way, servers):
+    found = registry(servers)
+    client = way.client(found)
+    load = way.load(client)
+    load.start("GET", "POST")
+    end = time.monotonic() + 1.2
+    while time.monotonic() < end:
+        for member in servers[1:]:
+            found.withdraw("orders", member.address)
+            load.sleep(0.11)  # a change is made 0.1 seconds after the one before
+            found.publish("orders", Instance(member.address, 1))
+            load.sleep(0.11)
+    load.end()
+    assert load.lost == []
+    for method in ("GET", "POST"):
+        assert sum(len(ids_of(member, method)) for member in servers) == load.n_sent[method]
+    assert all(n_requests(servers))
+    way.until(lambda: client.stats()[0].n_instances == 3)
+    for _ in range(6):
+        way.run(client.get("/?id=0"))
+    assert all(connections_to(member) >= 1 for member in servers)
+
+
+def test_connections_of_an_instance_that_has_left(way, servers):
+    found = registry(servers)
+    client = way.client(found)
+    for _ in range(3):
+        way.run(client.get("/"))
+    assert [connections_to(member) for member in servers] == [1, 1, 1]
+    found.withdraw("orders", servers[2].address)
+    way.until(lambda: connections_to(servers[2]) == 0)
+    # One with a body under way: that goes on, and all are closed when it has ended.
+    while True:
+        response = way.send(client, "GET", "/?chunks=40&pause=0.01")
+        if response.extensions["instance"].address == servers[1].address:
+            break
+        way.close(response)
+    found.withdraw("orders", servers[1].address)
+    way.until(lambda: client.stats()[0].n_instances == 1)
+    assert connections_to(servers[1]) >= 1
+    for _ in range(4):
+        assert way.run(client.get("/")).json()["by"] == "s0"
+    assert way.read(response) == b"x" * 1024 * 40
+    way.until(lambda: connections_to(servers[1]) == 0)
+    # And one that comes back is a new one.
+    found.publish("orders", Instance(servers[1].address, 1))
+    way.until(lambda: way.run(client.get("/")).json()["by"] == "s1")
+    assert connections_to(servers[1]) == 1
