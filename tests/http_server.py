@@ -4,7 +4,7 @@ What a server does with a request is said by the request itself. By the path:
 
     /ws             a websocket that sends back what it gets, until it gets a Close
     anything else   an answer in JSON of what came in: method, target, host, headers, body, by (the
-                    server's name), sni (the name that TLS was asked for)
+                    server's name), sni (the name that TLS was asked for), peer (the other end)
 
 By the query, where `at` is missing or has the server's name (names apart by commas):
 
@@ -52,7 +52,10 @@ class Server:
         self.tasks: set[asyncio.Task] = set()
 
     async def run(self) -> None:
-        """Serve until SIGTERM, and then until all requests have been answered."""
+        """Serve until SIGTERM, and then until all requests have been answered.
+
+        It ends at once when its standard input does, as it does when its parent is gone.
+        """
         options = self.options
         context = None
         if options["certificate"]:
@@ -60,7 +63,9 @@ class Server:
             context.load_cert_chain(*options["certificate"])
             context.sni_callback = self.note_name
         ending = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, ending.set)
+        loop.add_reader(sys.stdin, os._exit, 0)
         if options["path"]:
             with suppress(FileNotFoundError):
                 os.unlink(options["path"])
@@ -123,6 +128,7 @@ class Server:
             "headers": headers,
             "body": body.decode("latin-1"),
             "sni": getattr(tls, "asked", None),
+            "peer": str(writer.get_extra_info("peername")),
         }
         os.write(self.log, json.dumps(entry).encode() + b"\n")
         if "wait" in said:

@@ -57,13 +57,13 @@ class Member:
         """Start it; returns when it listens."""
         command = [sys.executable, "-S", "-E", str(PROGRAM), json.dumps(self._options)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         self._process.stdout.close()
         if said != b"ready\n":
-            self._process.wait(10)
+            self.kill()
             raise RuntimeError(f"{self.name} does not listen on {self.address}")
 
     def kill(self) -> None:
@@ -71,6 +71,7 @@ class Member:
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
+            self._process.stdin.close()
             self._process = None
 
     def stop(self) -> None:

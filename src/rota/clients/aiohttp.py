@@ -27,6 +27,8 @@ from rota.clients.http import (
     split_address,
 )
 from rota.clients.options import KeyOf
+from rota.clients.snapshot import ServiceStats, service_stats
+from rota.clients.telemetry import HttpAttempt, Telemetry, as_telemetry
 from rota.discovery import Instance
 from rota.discovery.resolver import Resolver
 from rota.loadbalance import AsyncBalancerFactory
@@ -35,12 +37,13 @@ from rota.outcome import Outcome, outcome_of, unheard
 from rota.retry import DeadlineExceeded, RetryPolicy
 from rota.retry.calling import make_call_async
 from rota.retry.candidates import Done
-from rota.selector import NoAvailableInstance
+from rota.selector import DoneInfo, NoAvailableInstance
 from rota.selector.filters import NodeFilter
 
 try:
     import aiohttp
     from aiohttp import ClientHandlerType, ClientMiddlewareType
+    from aiohttp.http import HttpProcessingError
     from yarl import URL
 except ImportError as error:
     raise ImportError(
@@ -60,7 +63,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Of `BalancedMiddleware`, by keyword.
-OWN_OPTIONS = ("balancer", "filters", "key", "policy", "retry_statuses")
+OWN_OPTIONS = ("balancer", "filters", "key", "policy", "retry_statuses", "telemetry")
 
 # Of `client_session`'s own.
 TAKEN = ("base_url", "connector", "connector_owner", "loop")
@@ -78,12 +81,20 @@ class DeadlineError(aiohttp.ServerTimeoutError, DeadlineExceeded):
     """The deadline of the policy has passed."""
 
 
-class ConnectionBroken(aiohttp.ServerConnectionError):
-    """A connection broke before the answer: it is not known what has become of the request.
+class ConnectionBroken(aiohttp.ServerConnectionError, ConnectionError):
+    """There was a connection and no answer: it is not known what has become of the request.
 
     In the place of aiohttp's ServerDisconnectedError and ClientOSError, which is its cause. After
     those a session begins idempotent requests anew, once, by itself: with all attempts, beyond
-    any budget, and where `call_options` says that the request may not be made twice.
+    any budget, and where `call_options` says that the request may not be made twice. Also where
+    what came was no HTTP.
+    """
+
+
+class TotalPassed(BaseException):
+    """The total of the request's ClientTimeout has passed; no attempt may follow.
+
+    Not an Exception, since a policy may have these followed. Its cause is what aiohttp raised.
     """
 
 
@@ -99,6 +110,9 @@ class Connection:
         self.secure = host, split_address(instance, "https")[1]
 
 
+Landed = tuple[Done, Callable[[bool], None], StatusError | None, HttpAttempt | None]
+
+
 class Sending:
     """One request, on its way through attempts.
 
@@ -107,13 +121,20 @@ class Sending:
     n_attempts : int
     refused : StatusError or None
         Of the last attempt, whose answer is to be released, or given to the caller.
+    response : aiohttp.ClientResponse or None
+        The answer that is the caller's, until it is given.
+    landed : tuple or None
+        Of that answer: the balancer's `done`, what releases the member, its error, and what is
+        told to OpenTelemetry.
     """
 
-    __slots__ = ("n_attempts", "refused")
+    __slots__ = ("landed", "n_attempts", "refused", "response")
 
     def __init__(self) -> None:
         self.n_attempts = 0
         self.refused: StatusError | None = None
+        self.response: aiohttp.ClientResponse | None = None
+        self.landed: Landed | None = None
 
     def give_up(self) -> aiohttp.ClientResponse:
         """Return the answer that was refused; it is no more this one's."""
@@ -123,10 +144,24 @@ class Sending:
         response: aiohttp.ClientResponse = error.response
         return response
 
-    def release_refused(self) -> None:
-        """Let the answer that was refused go, and its connection."""
+    def take(self) -> tuple[aiohttp.ClientResponse, Landed]:
+        """Return the answer; it is no more this one's."""
+        assert self.response is not None
+        assert self.landed is not None
+        response, self.response = self.response, None
+        return response, self.landed
+
+    def let_go(self) -> None:
+        """Let go of the answers that nobody gets, and of their connections."""
         if self.refused is not None:
             self.give_up().release()
+        if self.response is not None:
+            # Cancelled as it came: the balancer has heard that.
+            response, (_, release, _, told) = self.take()
+            response.close()
+            release(False)
+            if told is not None:
+                told.end(CancelledError())
 
 
 class BalancedMiddleware:
@@ -158,6 +193,8 @@ class BalancedMiddleware:
         None: `RetryPolicy(retry_on=any_failure)`, with a budget.
     retry_statuses : iterable of int
         Answers that count as an error of the attempt.
+    telemetry : bool or Telemetry
+        What is told to OpenTelemetry: False: nothing.
 
     Raises
     ------
@@ -188,14 +225,16 @@ class BalancedMiddleware:
         key: KeyOf | None = None,
         policy: RetryPolicy | None = None,
         retry_statuses: Iterable[int] = RETRY_STATUSES,
+        telemetry: bool | Telemetry = True,
     ) -> None:
         self.origin = _as_url(endpoint, origin)
         self._host = self.origin.raw_host
         self._port = self.origin.port
         self._endpoint = endpoint
-        self._deadline = None if policy is None else policy.deadline
         self._retry_statuses = as_statuses(retry_statuses)
+        self._telemetry = as_telemetry(telemetry)
         self._held: ServiceBalancer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # where it was found
         self._dialer: Dialer[AsyncBalancerFactory, Connection] = Dialer(
             AsyncBalancerFactory,
             discovery,
@@ -206,6 +245,7 @@ class BalancedMiddleware:
             connect=_connect,
             close=_let_go,
         )
+        self._deadline = None if policy is None else policy.deadline
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: ClientHandlerType
@@ -228,39 +268,59 @@ class BalancedMiddleware:
         url = request.url
         if url.raw_host != self._host or url.port != self._port:
             return await handler(request)
-        service = await self._find()
+        service = self._held
+        if service is None or self._loop is not asyncio.get_running_loop():
+            service = await self._find()
         is_secure = url.scheme in SECURE
         if is_secure and request.server_hostname is None:
             request.server_hostname = self._host
-        sending = Sending()
+        sending, telemetry = Sending(), self._telemetry
 
-        async def attempt(instance: Instance, done: Done) -> aiohttp.ClientResponse:
+        async def attempt(instance: Instance, done: Done) -> None:
             sending.n_attempts += 1
             if sending.n_attempts > 1:
-                sending.release_refused()
+                sending.let_go()
                 if "Expect" in request.headers:
                     request.update_expect_continue()  # to be waited for again
             user = object()
             member = self._dialer.begin(instance, user)
             release = partial(self._dialer.members.release, member, user)
-            connection = member.connection
-            host, port = connection.secure if is_secure else connection.plain
-            request.url = URL.build(
-                scheme=url.scheme,
-                host=host,
-                port=port,
-                path=url.raw_path,
-                query_string=url.raw_query_string,
-                encoded=True,
-            )
+            told = None
             try:
+                if telemetry is not None and telemetry.is_heard():
+                    n_before = sending.n_attempts - 1
+                    told = telemetry.http_attempt(
+                        request.method, url, instance, n_before, request.headers
+                    )
+                host, port = member.connection.secure if is_secure else member.connection.plain
+                request.url = URL.build(
+                    scheme=url.scheme,
+                    host=host,
+                    port=port,
+                    path=url.raw_path,
+                    query_string=url.raw_query_string,
+                    encoded=True,
+                )
                 response = await handler(request)
             except BaseException as error:
                 release(outcome_of(error) is Outcome.FAILURE)
+                if told is not None:
+                    told.end(error)
+                _raise_unlike(error)
                 raise
             finally:
                 request.url = url
-            return self._land(sending, instance, response, done, release)
+            setattr(response, INSTANCE, instance)
+            if told is not None:
+                told.answered(response.status, _version_of(response))
+            failure = None
+            if response.status >= 400:
+                failure = self._failure_of(instance, response)
+                if failure is not None and failure.status in self._retry_statuses:
+                    sending.refused = failure
+                    _follow(response, _ending(response, unheard, release, failure, told))
+                    raise failure
+            sending.response, sending.landed = response, (done, release, failure, told)
 
         body = request.body
         arguments = self._dialer.arguments(
@@ -269,18 +329,35 @@ class BalancedMiddleware:
             not body or isinstance(body, (bytes, aiohttp.BytesPayload)),
         )
         try:
-            return await make_call_async(service.get_picker, attempt, *arguments)
+            await make_call_async(service.get_picker, attempt, *arguments)
+            response, (done, release, failure, told) = sending.take()
         except StatusError as error:
             if error is not sending.refused:
                 raise
             return sending.give_up()
+        except TotalPassed as error:
+            raise _cause_of(error) from None
         except Exception as error:
             raised = _as_aiohttp(error)
             if raised is error:
                 raise
             raise raised from error
         finally:
-            sending.release_refused()
+            sending.let_go()
+        # Not before: cancelled as an answer comes, the balancer is told so.
+        if failure is None and response.connection is None:  # the body has come already
+            if told is not None:
+                told.end()
+            release(False)
+            done(DoneInfo(None, response.headers, True, True))
+        else:
+            _follow(response, _ending(response, done, release, failure, told))
+        return response
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what has been counted: one row, of the service. O(instances); any thread."""
+        dialer = self._dialer
+        return [service_stats(self._endpoint, dialer.members, self._held, dialer.budget)]
 
     async def close(self) -> None:
         """Let go of the service, and of discovery where the middleware follows it by itself.
@@ -297,56 +374,78 @@ class BalancedMiddleware:
         factory = self._dialer.factory
         try:
             finding = factory.get(self._endpoint)
-            if self._deadline is not None and factory.followed(self._endpoint) is None:
-                finding = asyncio.wait_for(finding, self._deadline)
-            self._held = service = await finding
+            service = await asyncio.wait_for(finding, self._deadline)
         except (TypeError, ValueError, RuntimeError):
             raise
-        except asyncio.TimeoutError as error:
-            raise DeadlineError("the deadline passed while the service was looked for") from error
         except Exception as error:
+            if self._deadline is not None and isinstance(error, asyncio.TimeoutError):
+                raise DeadlineError("the deadline passed before the service was found") from error
             raise NoInstance(str(error) or type(error).__name__) from error
+        self._held, self._loop = service, asyncio.get_running_loop()
         return service
 
-    def _land(
-        self,
-        sending: Sending,
-        instance: Instance,
-        response: aiohttp.ClientResponse,
-        done: Done,
-        release: Callable[[bool], None],
-    ) -> aiohttp.ClientResponse:
-        """Return the answer of an attempt, or raise the error that it is."""
-        status = response.status
-        error = None
-        if status >= 400:
-            error = failure_of(status, response.headers.get("Retry-After"), response)
-            if error is not None and error.retry_after:
-                self._dialer.rest.leave_alone(instance, error.retry_after)
-        is_refused = error is not None and status in self._retry_statuses
-        ending = Ending(unheard if is_refused else done, release)
-        ending.error, ending.headers = error, response.headers
-        setattr(response, INSTANCE, instance)
-        connection = response.connection
-        if connection is None:  # the body has come already
-            ending.tell()
-        else:
-            connection.add_callback(partial(_end, response.content, ending))
-        if is_refused and error is not None:
-            sending.refused = error
-            raise error
-        return response
+    def _failure_of(
+        self, instance: Instance, response: aiohttp.ClientResponse
+    ) -> StatusError | None:
+        """Return the error that an answer is; who asked to be left alone is from now on."""
+        error = failure_of(response.status, response.headers.get("Retry-After"), response)
+        if error is not None and error.retry_after:
+            self._dialer.rest.leave_alone(instance, error.retry_after)
+        return error
+
+
+def _raise_unlike(error: BaseException) -> None:
+    """Raise something else for what aiohttp raises that says more, or less, than it is."""
+    if isinstance(error, asyncio.TimeoutError) and not isinstance(error, aiohttp.ClientError):
+        raise TotalPassed from error
+    if isinstance(error, aiohttp.ClientResponseError) and isinstance(
+        error.__cause__, HttpProcessingError
+    ):
+        raise ConnectionBroken(str(error)) from error  # its status is not the server's
+
+
+def _version_of(response: aiohttp.ClientResponse) -> str | None:
+    """Return the version of HTTP of an answer, as "1.1"."""
+    version = response.version
+    return None if version is None else f"{version.major}.{version.minor}"
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    assert error.__cause__ is not None
+    return error.__cause__
+
+
+def _ending(
+    response: aiohttp.ClientResponse,
+    done: Done,
+    release: Callable[[bool], None],
+    failure: StatusError | None,
+    told: HttpAttempt | None,
+) -> Ending:
+    ending = Ending(done, release, told)
+    ending.error, ending.headers = failure, response.headers
+    return ending
+
+
+def _follow(response: aiohttp.ClientResponse, ending: Ending) -> None:
+    """Tell how an answer ends, when it does."""
+    connection = response.connection
+    if connection is None:
+        ending.tell()
+    else:
+        connection.add_callback(partial(_end, response.content, ending))
 
 
 def _end(content: aiohttp.StreamReader, ending: Ending) -> None:
     """Tell how a body ended, when its connection is let go."""
     error = content.exception()
-    if content.is_eof():
+    if error is not None and type(error) is not aiohttp.ClientConnectionError:
+        # What aiohttp raises of a body that is cut short has 400 for a status.
+        ending.tell(error if isinstance(error, OSError) else ConnectionBroken(str(error)))
+    elif content.is_eof():
         ending.tell()
-    elif error is None or type(error) is aiohttp.ClientConnectionError:
-        ending.tell(CancelledError())  # somebody closed it unread
     else:
-        ending.tell(error)
+        ending.tell(CancelledError())  # somebody closed it unread
 
 
 def _connect(instance: Instance) -> Connection:
@@ -376,10 +475,11 @@ def _as_aiohttp(error: Exception) -> Exception:
 
 
 def _as_url(endpoint: str, origin: str | None) -> URL:
+    found = origin_of(endpoint, origin)
     try:
-        return URL(origin_of(endpoint, origin))
+        return URL(found)
     except ValueError as error:
-        raise ValueError(f"origin must be 'https://host', got {origin!r}") from error
+        raise ValueError(f"origin must be 'https://host', got {found!r}") from error
 
 
 def instance_of(response: aiohttp.ClientResponse) -> Instance | None:
