@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import CancelledError
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from rota.clients.dialing import Arguments, Dialer
 from rota.clients.http import (
@@ -60,6 +60,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TIMEOUTS = ("connect", "read", "write", "pool")
 
 # Of `Transport`, by keyword: those of rota, and those that a client of httpx has too.
@@ -68,6 +70,9 @@ SHARED_OPTIONS = ("verify", "cert", "http1", "http2", "limits")
 
 # As of httpx itself.
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+
+# Errors of discovery that are raised as they are: somebody has made a mistake.
+UNWRAPPED = (httpx.HTTPError, TypeError, ValueError, RuntimeError)
 
 LEAST_TIMEOUT = 0.001  # seconds; httpx takes 0 for none
 
@@ -190,7 +195,10 @@ class Transport:
 
     def _connect(self, instance: Instance) -> Connection:
         path = instance.address if instance.network == "unix" else None
-        return Connection(instance, self._pool(**self._options, uds=path))
+        try:
+            return Connection(instance, self._pool(**self._options, uds=path))
+        except ValueError as error:  # an address that is none: others may have one
+            raise httpx.ConnectError(str(error)) from error
 
     def _let_go(self, connection: Connection) -> None:
         raise NotImplementedError
@@ -209,7 +217,12 @@ class Transport:
         self, sending: "Sending", instance: Instance
     ) -> tuple[Any, httpcore.Request, Callable[[bool], None], HttpAttempt | None]:
         """Begin an attempt; return a pool, what to send there, what ends it, and who hears."""
-        member = self._dialer.begin(instance, sending)
+        try:
+            member = self._dialer.begin(instance, sending)
+        except httpx.ConnectError:
+            raise
+        except Exception as error:
+            raise sending.end_with(error) from error
         release = partial(self._dialer.members.release, member, sending)
         try:
             headers = sending.request.headers.raw
@@ -219,9 +232,26 @@ class Transport:
                 told = sending.told(telemetry, instance, headers)
             sending.n_attempts += 1
             return member.connection.pool, sending.to(member.connection, headers), release, told
+        except Exception as error:
+            release(False)
+            raise sending.end_with(error) from error
         except BaseException:
             release(False)
             raise
+
+    def _failed(
+        self,
+        sending: "Sending",
+        error: Exception,
+        release: Callable[[bool], None],
+        told: HttpAttempt | None,
+    ) -> Exception:
+        """End an attempt that was not answered; return what is to be raised."""
+        mapped = _from_httpcore(error)
+        release(mapped is not None and outcome_of(error) is Outcome.FAILURE)
+        if told is not None:
+            told.end(mapped or error)
+        return sending.end_with(error) if mapped is None else mapped
 
     def _land(
         self,
@@ -262,14 +292,8 @@ def _version_of(response: httpx.Response) -> str | None:
     return None if said is None else said.decode("ascii", "replace").rpartition("/")[2]
 
 
-def _as_httpx(error: Exception, request: httpx.Request) -> Exception:
-    """Return an error of discovery, or of the call as a whole, as one of httpx."""
-    if isinstance(error, DeadlineExceeded):
-        return DeadlineError(str(error), request=request)
-    if isinstance(error, (httpx.HTTPError, TypeError, ValueError, RuntimeError)) and not isinstance(
-        error, NoAvailableInstance
-    ):
-        return error
+def _no_instance(error: Exception, request: httpx.Request) -> NoInstance:
+    """Return an error of discovery as one of httpx."""
     return NoInstance(str(error) or type(error).__name__, request=request)
 
 
@@ -294,14 +318,18 @@ class Sending:
         Begun until now.
     refused : StatusError or None
         Of the last attempt, whose answer is to be closed, or given to the caller.
+    own : Exception or None
+        What was raised on the way and says nothing of the instance: by the body that is sent, by
+        a function of the caller's. It ends the call, since a server may have seen a part of it.
     """
 
-    __slots__ = ("_end", "n_attempts", "refused", "request")
+    __slots__ = ("_end", "n_attempts", "own", "refused", "request")
 
     def __init__(self, request: httpx.Request, deadline: float | None) -> None:
         self.request = request
         self._end = None if deadline is None else monotonic() + deadline
         self.refused: StatusError | None = None
+        self.own: Exception | None = None
         self.n_attempts = 0
 
     def told(
@@ -339,6 +367,17 @@ class Sending:
             content=request.stream,
             extensions=extensions,
         )
+
+    def end_with(self, error: Exception) -> CancelledError:
+        """Have the call end with an error that is not the instance's; returns what to raise."""
+        self.own = error
+        return CancelledError("not sent to its end")
+
+    def take_own(self) -> Exception:
+        """Return the error that the call ends with; it is no more this one's."""
+        assert self.own is not None
+        error, self.own = self.own, None
+        return error
 
     def give_up(self) -> httpx.Response:
         """Return the answer that was refused; it is no more this one's."""
@@ -444,34 +483,45 @@ class BalancedTransport(Transport, httpx.BaseTransport):
             pool, sent, release, told = self._begin(sending, instance)
             try:
                 answer = pool.handle_request(sent)
+            except Exception as error:
+                raise self._failed(sending, error, release, told) from error
             except BaseException as error:
-                release(outcome_of(error) is Outcome.FAILURE)
-                mapped = _from_httpcore(error)
+                release(False)
                 if told is not None:
-                    told.end(mapped or error)
-                if mapped is None:
-                    raise
-                raise mapped from error
+                    told.end(error)
+                raise
             return self._land(sending, instance, answer, Body, done, release, told)
 
+        arguments = self._arguments(request)
         try:
             service = self._held
             if service is None:
-                timeout = self._connect_timeout(request)
-                self._held = service = self._dialer.factory.get(self._endpoint, timeout)
-            return make_call(service.get_picker, attempt, *self._arguments(request))
+                self._held = service = self._find(request)
+            return make_call(service.get_picker, attempt, *arguments)
         except StatusError as error:
             if error is not sending.refused:
                 raise
             return sending.give_up()
-        except Exception as error:
-            raised = _as_httpx(error, request)
-            if raised is error:
+        except CancelledError:
+            if sending.own is None:
                 raise
-            raise raised from error
+        except DeadlineExceeded as error:
+            raise DeadlineError(str(error), request=request) from error
+        except NoAvailableInstance as error:
+            raise _no_instance(error, request) from error
         finally:
             if sending.refused is not None:
                 sending.give_up().close()
+        raise sending.take_own()
+
+    def _find(self, request: httpx.Request) -> ServiceBalancer:
+        factory: BalancerFactory = self._dialer.factory
+        try:
+            return factory.get(self._endpoint, self._connect_timeout(request))
+        except UNWRAPPED:
+            raise
+        except Exception as error:
+            raise _no_instance(error, request) from error
 
     def close(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -514,41 +564,49 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
             pool, sent, release, told = self._begin(sending, instance)
             try:
                 answer = await pool.handle_async_request(sent)
+            except Exception as error:
+                raise self._failed(sending, error, release, told) from error
             except BaseException as error:
-                release(outcome_of(error) is Outcome.FAILURE)
-                mapped = _from_httpcore(error)
+                release(False)
                 if told is not None:
-                    told.end(mapped or error)
-                if mapped is None:
-                    raise
-                raise mapped from error
+                    told.end(error)
+                raise
             return self._land(sending, instance, answer, AsyncBody, done, release, told)
 
+        arguments = self._arguments(request)
         try:
             service = self._held
             if service is None or self._loop is not loop:
                 self._held = service = await self._find(request)
                 self._loop = loop
-            return await make_call_async(service.get_picker, attempt, *self._arguments(request))
+            return await make_call_async(service.get_picker, attempt, *arguments)
         except StatusError as error:
             if error is not sending.refused:
                 raise
             return sending.give_up()
-        except Exception as error:
-            raised = _as_httpx(error, request)
-            if raised is error:
+        except CancelledError:
+            if sending.own is None:
                 raise
-            raise raised from error
+        except DeadlineExceeded as error:
+            raise DeadlineError(str(error), request=request) from error
+        except NoAvailableInstance as error:
+            raise _no_instance(error, request) from error
         finally:
             if sending.refused is not None:
                 await sending.give_up().aclose()
+        raise sending.take_own()
 
     async def _find(self, request: httpx.Request) -> ServiceBalancer:
         factory: AsyncBalancerFactory = self._dialer.factory
-        finding = factory.get(self._endpoint)
-        if factory.followed(self._endpoint) is not None:  # nothing is waited for
-            return await finding
-        return await asyncio.wait_for(finding, self._connect_timeout(request))
+        try:
+            if factory.followed(self._endpoint) is not None:  # nothing is waited for
+                return await factory.get(self._endpoint)
+            timeout = self._connect_timeout(request)
+            return await asyncio.wait_for(factory.get(self._endpoint), timeout)
+        except UNWRAPPED:
+            raise
+        except Exception as error:
+            raise _no_instance(error, request) from error
 
     async def aclose(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -584,6 +642,17 @@ def _origin_of(endpoint: str, origin: str | None) -> httpx.URL:
         return httpx.URL(origin_of(endpoint, origin))
     except httpx.InvalidURL as error:
         raise ValueError(f"origin must be 'https://host', got {origin!r}") from error
+
+
+def _chosen(url: httpx.URL, origin: httpx.URL, balanced: T, others: T, matched: T) -> T:
+    """Return which transport a URL is for: the balanced one has its origin, and nothing else.
+
+    By its patterns alone httpx would have a host of NO_PROXY go before the origin, and take the
+    origin for one of any port.
+    """
+    if (url.host, url.scheme, url.port) == (origin.host, origin.scheme, origin.port):
+        return balanced
+    return others if matched is balanced else matched
 
 
 def _split_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -656,6 +725,10 @@ class Client(httpx.Client):
         url = _at_origin(url, self._origin, self._endpoint)
         return super().build_request(method, url, **options)
 
+    def _transport_for_url(self, url: httpx.URL) -> httpx.BaseTransport:
+        matched = super()._transport_for_url(url)
+        return _chosen(url, self._origin, self._balanced, self._transport, matched)
+
 
 class AsyncClient(httpx.AsyncClient):
     """A client of httpx for one service, for asyncio. Its parameters are those of `Client`.
@@ -685,3 +758,7 @@ class AsyncClient(httpx.AsyncClient):
         """Return a request, as of `httpx.AsyncClient`."""
         url = _at_origin(url, self._origin, self._endpoint)
         return super().build_request(method, url, **options)
+
+    def _transport_for_url(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
+        matched = super()._transport_for_url(url)
+        return _chosen(url, self._origin, self._balanced, self._transport, matched)
