@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import CancelledError
 from enum import Enum
 
+import aiohttp
 import httpx
 import pytest
 import yarl
@@ -26,6 +27,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import rota
 from rota import Instance, WeightedRoundRobin
 from rota.clients import telemetry as module
+from rota.clients.aiohttp import client_session
 from rota.clients.httpx import AsyncClient, Client
 from rota.clients.telemetry import BUCKETS, Telemetry, as_telemetry, redacted, type_of
 from rota.discovery import StaticResolver
@@ -191,6 +193,33 @@ def test_asyncio(observed, server):
     assert missing.attributes["http.response.status_code"] == 404
     assert missing.attributes["error.type"] == "404"
     assert missing.attributes["http.request.resend_count"] == 1
+    assert [headers["traceparent"].split("-")[2] for _, headers in server.heard] == [
+        format(span.context.span_id, "016x") for span in observed.spans
+    ]
+
+
+def test_aiohttp(observed, server):
+    """The same of aiohttp's client."""
+    server.statuses += [503, 404]
+
+    async def main():
+        async with client_of(observed, server.port, kind=client_session) as session:
+            async with session.get("/7") as response:
+                await response.read()
+            with pytest.raises(aiohttp.ClientError):
+                async with session.get("/broken") as response:
+                    await response.read()
+
+    asyncio.run(main())
+    unavailable, missing, broken = observed.spans
+    assert unavailable.attributes["http.response.status_code"] == 503
+    assert missing.attributes["http.response.status_code"] == 404
+    assert missing.attributes["http.request.resend_count"] == 1
+    assert missing.attributes["server.address"] == "orders"
+    assert missing.attributes["network.peer.port"] == server.port
+    assert missing.attributes["network.protocol.version"] == "1.1"
+    assert broken.attributes["http.response.status_code"] == 200
+    assert broken.status.status_code is StatusCode.ERROR
     assert [headers["traceparent"].split("-")[2] for _, headers in server.heard] == [
         format(span.context.span_id, "016x") for span in observed.spans
     ]
