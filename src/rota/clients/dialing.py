@@ -11,7 +11,7 @@ from rota.clients.members import Member, Members
 from rota.clients.options import KeyOf, current
 from rota.discovery import Change, Instance
 from rota.discovery.resolver import Resolver
-from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory
+from rota.loadbalance.factory import AsyncBalancerFactory, BalancerFactory, Factory
 from rota.retry import Rest, RetryBudget, RetryPolicy, any_failure, connect_failure
 from rota.selector.filters import NodeFilter
 from rota.selector.peer import peer
@@ -108,7 +108,7 @@ class Dialer(Generic[F, C]):
         self.members: Members[C] = Members(connect, close)
         self.factory: F = discovery if is_shared else kind(discovery, chosen)
         self.is_owner = not is_shared
-        follow = _Following(self.members)
+        follow = _Following(self.members, self.factory)
         unhooks = (
             self.factory.add_rebalance_hook(follow),
             self.factory.add_delete_hook(follow),
@@ -183,15 +183,30 @@ def _call_all(functions: Sequence[Callable[[], object]]) -> None:
 
 
 class _Following:
-    """Tells members of changes, and keeps nothing alive: a factory may outlive its clients."""
+    """Tells members of changes, and keeps nothing alive: a factory may outlive its clients.
 
-    def __init__(self, members: "Members[Any]") -> None:
+    Of a factory of several services all changes come; who has left one may be in another.
+    """
+
+    def __init__(self, members: "Members[Any]", factory: Factory) -> None:
         self._members = weakref.ref(members)
+        self._factory = weakref.ref(factory)
 
     def __call__(self, change: Change) -> None:
         members = self._members()
-        if members is not None:
-            members.follow(change)
+        factory = self._factory()
+        if members is None or factory is None:
+            return
+        if change.removed:
+            results = factory.results().values()
+            others = [each for each in results if each.cache_key != change.result.cache_key]
+            if others:
+                left = {each.identity for each in change.removed}
+                for other in others:
+                    left.difference_update(each.identity for each in other.instances)
+                removed = tuple(each for each in change.removed if each.identity in left)
+                change = replace(change, removed=removed)
+        members.follow(change)
 
 
 def _unseen(policy: RetryPolicy) -> Callable[[BaseException], bool]:

@@ -208,11 +208,6 @@ class Transport:
         is_whole = isinstance(request.stream, httpx.ByteStream)
         return self._dialer.arguments(request, is_whole and request.method in IDEMPOTENT, is_whole)
 
-    def _connect_timeout(self, request: httpx.Request) -> float | None:
-        """Return for how long a service may be looked for: that is a part of connecting."""
-        timeout: float | None = request.extensions.get("timeout", {}).get("connect")
-        return timeout
-
     def _begin(
         self, sending: "Sending", instance: Instance
     ) -> tuple[Any, httpcore.Request, Callable[[bool], None], HttpAttempt | None]:
@@ -265,6 +260,7 @@ class Transport:
     ) -> httpx.Response:
         """Return the answer of an attempt, or raise the error that it is."""
         status = answer.status
+        sending.answered()
         is_refused = status in self._retry_statuses
         stream = body(unheard if is_refused else done, release, told)
         stream.inner = answer.stream
@@ -297,6 +293,13 @@ def _no_instance(error: Exception, request: httpx.Request) -> NoInstance:
     return NoInstance(str(error) or type(error).__name__, request=request)
 
 
+def _unfound(error: Exception, sending: "Sending") -> httpx.TransportError:
+    """Return why a service was not found, as an error of httpx."""
+    if sending.is_late():
+        return DeadlineError("the deadline passed before there was an instance to try")
+    return _no_instance(error, sending.request)
+
+
 def _from_httpcore(error: BaseException) -> Exception | None:
     """Return an error of httpcore as httpx has it; None for any other."""
     for kind in type(error).__mro__:
@@ -306,6 +309,34 @@ def _from_httpcore(error: BaseException) -> Exception | None:
                 found: Exception = named(str(error))
                 return found
     return None
+
+
+class Timeouts(dict[str, float]):
+    """The timeouts of an attempt under a deadline, in seconds by httpcore's names.
+
+    What is left is asked for anew as each wait begins: the connect, the sending, the answer. The
+    body of an answer is read when the call is over; each wait for a part of it may take as long
+    as there was left when the attempt began.
+    """
+
+    __slots__ = ("end",)
+
+    def __init__(self, said: dict[str, float | None], end: float) -> None:
+        self.end: float | None = end
+        left = _left(end)
+        super().__init__(
+            (name, left if (timeout := said.get(name)) is None else min(timeout, left))
+            for name in TIMEOUTS
+        )
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return how long a wait that begins now may take."""
+        timeout = super().get(name, default)
+        return timeout if self.end is None or timeout is None else min(timeout, _left(self.end))
+
+
+def _left(end: float) -> float:
+    return max(end - monotonic(), LEAST_TIMEOUT)
 
 
 class Sending:
@@ -323,14 +354,32 @@ class Sending:
         a function of the caller's. It ends the call, since a server may have seen a part of it.
     """
 
-    __slots__ = ("_end", "n_attempts", "own", "refused", "request")
+    __slots__ = ("_end", "_timeouts", "n_attempts", "own", "refused", "request")
 
     def __init__(self, request: httpx.Request, deadline: float | None) -> None:
         self.request = request
         self._end = None if deadline is None else monotonic() + deadline
+        self._timeouts: Timeouts | None = None  # of the last attempt
         self.refused: StatusError | None = None
         self.own: Exception | None = None
         self.n_attempts = 0
+
+    def answered(self) -> None:
+        """Note that an answer has come: its body is no part of the call."""
+        if self._timeouts is not None:
+            self._timeouts.end = None
+
+    def find_timeout(self) -> float | None:
+        """Return for how long the service may be looked for: that is a part of connecting."""
+        timeout: float | None = self.request.extensions.get("timeout", {}).get("connect")
+        if self._end is None:
+            return timeout
+        left = _left(self._end)
+        return left if timeout is None else min(timeout, left)
+
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._end is not None and monotonic() >= self._end
 
     def told(
         self, telemetry: Telemetry, instance: Instance, headers: list[tuple[bytes, bytes]]
@@ -356,10 +405,8 @@ class Sending:
         if scheme == b"https" and "sni_hostname" not in extensions:
             extensions = {**extensions, "sni_hostname": url.host}
         if self._end is not None:
-            left = max(self._end - monotonic(), LEAST_TIMEOUT)
-            said = extensions.get("timeout", {})
-            timeout = {k: left if (v := said.get(k)) is None else min(v, left) for k in TIMEOUTS}
-            extensions = {**extensions, "timeout": timeout}
+            self._timeouts = Timeouts(extensions.get("timeout", {}), self._end)
+            extensions = {**extensions, "timeout": self._timeouts}
         return httpcore.Request(
             request.method,
             httpcore.URL(scheme=scheme, host=place[0], port=place[1], target=url.raw_path),
@@ -496,7 +543,7 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         try:
             service = self._held
             if service is None:
-                self._held = service = self._find(request)
+                self._held = service = self._find(sending)
             return make_call(service.get_picker, attempt, *arguments)
         except StatusError as error:
             if error is not sending.refused:
@@ -514,14 +561,14 @@ class BalancedTransport(Transport, httpx.BaseTransport):
                 sending.give_up().close()
         raise sending.take_own()
 
-    def _find(self, request: httpx.Request) -> ServiceBalancer:
+    def _find(self, sending: "Sending") -> ServiceBalancer:
         factory: BalancerFactory = self._dialer.factory
         try:
-            return factory.get(self._endpoint, self._connect_timeout(request))
+            return factory.get(self._endpoint, sending.find_timeout())
         except UNWRAPPED:
             raise
         except Exception as error:
-            raise _no_instance(error, request) from error
+            raise _unfound(error, sending) from error
 
     def close(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -577,7 +624,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         try:
             service = self._held
             if service is None or self._loop is not loop:
-                self._held = service = await self._find(request)
+                self._held = service = await self._find(sending)
                 self._loop = loop
             return await make_call_async(service.get_picker, attempt, *arguments)
         except StatusError as error:
@@ -596,17 +643,16 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
                 await sending.give_up().aclose()
         raise sending.take_own()
 
-    async def _find(self, request: httpx.Request) -> ServiceBalancer:
+    async def _find(self, sending: "Sending") -> ServiceBalancer:
         factory: AsyncBalancerFactory = self._dialer.factory
         try:
             if factory.followed(self._endpoint) is not None:  # nothing is waited for
                 return await factory.get(self._endpoint)
-            timeout = self._connect_timeout(request)
-            return await asyncio.wait_for(factory.get(self._endpoint), timeout)
+            return await asyncio.wait_for(factory.get(self._endpoint), sending.find_timeout())
         except UNWRAPPED:
             raise
         except Exception as error:
-            raise _no_instance(error, request) from error
+            raise _unfound(error, sending) from error
 
     async def aclose(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""

@@ -1,5 +1,6 @@
 """What a client keeps of each instance that it calls: its connections, and how calls ended."""
 
+import math
 import os
 import threading
 import time
@@ -150,19 +151,25 @@ class Members(Generic[C]):
             return [*self._members.values(), *self._leaving]
 
     def close(self) -> list[C]:
-        """Take no calls any more; returns all connections, to be closed."""
+        """Take no calls any more; returns all connections, to be closed.
+
+        Those with users are closed again when the last has ended: one may just have been
+        connecting.
+        """
         with self._lock:
             self._is_closed = True
             members = self.now()
             self._members.clear()
-            self._leaving.clear()
+            for member in members:
+                member.is_leaving = True
+            self._leaving = {member for member in members if member.users}
         return [member.connection for member in members]
 
     def _make(self, identity: Hashable, instance: Instance) -> Member[C]:
         if self._is_closed:
             raise RuntimeError("the client is closed")
         member = Member(instance, self._connect(instance))
-        if identity in self._gone:
+        if self._gone.get(identity, -math.inf) > time.monotonic() - LATE:
             # Picked before it left: for this one use, unless others come meanwhile.
             member.is_leaving = True
             self._leaving.add(member)
@@ -170,18 +177,22 @@ class Members(Generic[C]):
             self._members[identity] = member
         return member
 
-    def _renew_lock(self) -> None:
+    def _begin_anew(self) -> None:
+        # The connections are the parent's: two who speak over one get each other's answers. They
+        # are not closed, which may tell the server; and calls that go on do so in the parent.
         self._lock = threading.RLock()
+        self._members = {}
+        self._leaving = set()
 
 
 _all_members: "weakref.WeakSet[Members[Any]]" = weakref.WeakSet()
 
 
-def _renew_locks() -> None:
-    """In the child of a fork: another thread of the parent may have held one."""
+def _in_child() -> None:
+    """In the child of a fork: another thread of the parent may have held a lock."""
     for members in list(_all_members):
-        members._renew_lock()
+        members._begin_anew()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(after_in_child=_in_child)
