@@ -1,28 +1,37 @@
 """Balanced channels of gRPC, against real servers: see `grpc_servers`."""
 
 import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from rota import (
     BalancerFactory,
     ConsistentHash,
     Instance,
     MemoryRegistry,
+    NoAvailableInstance,
+    RetryPolicy,
     RoundRobin,
     WeightedRoundRobinBalancer,
 )
 from rota.clients import call_options, header
-from rota.clients.grpc import (
-    NoInstance,
-    aio,
-    insecure_channel,
-)
-from rota.selector import Peer, p2c, version, wrr
-from tests.grpc_servers import fleet, method
+from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel, secure_channel
+from rota.outcome import Outcome, outcome_of
+from rota.retry import DeadlineExceeded
+from rota.selector import Peer, engine, p2c, version, wrr
+from tests.grpc_servers import SERVICE, Server, fleet, free_port, method
+from tests.servers import program
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 READY = grpc.ChannelConnectivity.READY
@@ -87,6 +96,8 @@ def publish(registry, servers, weights=None):
         for server, weight in zip(servers, weights, strict=True)
     ]
     registry.publish("echo", *instances)
+    known = {instance.address for instance in registry.resolve("echo").instances}
+    registry.withdraw("echo", *known.difference(server.address for server in servers))
 
 
 def who(response):
@@ -365,3 +376,371 @@ def test_what_a_server_has_seen(tmp_path):
             with pytest.raises(grpc.RpcError):
                 stub.Unary(b"id=50 die=1 on=a")
             assert count(servers[:1], "id=50 ") == 1
+
+
+def test_pushback(tmp_path):
+    """grpc-retry-pushback-ms: leave me alone for so long; negative: no retry."""
+    registry = MemoryRegistry()
+    policy = RetryPolicy(retry_on=lambda error: True, max_pause=0.05)
+    with fleet(tmp_path, 2) as servers:
+        publish(registry, servers)
+        with (
+            insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            assert who(stub.Unary(b"id=1 fail=UNAVAILABLE pushback=20000 on=a")) == "b"
+            assert {who(stub.Unary(b"x")) for _ in range(6)} == {"b"}  # a is left alone
+            with pytest.raises(grpc.RpcError) as raised:  # and b too: nobody is waited for
+                stub.Unary(b"id=2 fail=UNAVAILABLE pushback=30000")
+            assert raised.value.retry_after in (20.0, 30.0)
+            assert count(servers, "id=2 ") == 2
+        for said in ("-1", "soon"):
+            with (
+                insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+                call_options(idempotent=True),
+            ):
+                stub = EchoStub(channel)
+                with pytest.raises(grpc.RpcError):
+                    stub.Unary(f"id={said} fail=UNAVAILABLE pushback={said}".encode())
+                with pytest.raises(grpc.RpcError):
+                    list(stub.Many(f"id={said} fail=UNAVAILABLE n=1 pushback={said}".encode()))
+            assert count(servers, f"id={said} ") == 2
+
+        async def main():
+            channel = aio.insecure_channel(NAME, registry, balancer=wrr(), policy=policy)
+            async with channel:
+                with call_options(idempotent=True):
+                    call = EchoStub(channel).Unary(b"id=4 fail=UNAVAILABLE pushback=-1")
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+            assert count(servers, "id=4 ") == 1
+
+        asyncio.run(main())
+
+
+def test_timeout_is_of_all_attempts(registry, three):
+    policy = RetryPolicy(retry_on=lambda error: True, pause=0.01, max_pause=0.01, max_attempts=1000)
+    with (
+        insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+        call_options(idempotent=True),
+    ):
+        stub = EchoStub(channel)
+        stub.Unary(b"x")
+        began = time.monotonic()
+        with pytest.raises(grpc.RpcError):
+            stub.Unary(b"fail=UNAVAILABLE sleep=0.05", timeout=0.5)
+        with pytest.raises(grpc.RpcError):
+            stub.Unary.future(b"fail=UNAVAILABLE sleep=0.05", timeout=0.5).result()
+        assert time.monotonic() - began < DEADLINE
+        assert outcome_of(stub.Unary.future(b"sleep=5", timeout=0.05).exception()) is Outcome.FAILURE
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel:
+            stub = EchoStub(channel)
+            with call_options(idempotent=True):
+                call = stub.Unary(b"fail=UNAVAILABLE sleep=0.05", timeout=0.5)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.Unary(b"sleep=5", timeout=0.05)
+            assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    asyncio.run(main())
+
+
+def test_nothing_is_repeated_once_a_message_was_given(tmp_path):
+    registry = MemoryRegistry()
+    with fleet(tmp_path, 2) as servers:
+        publish(registry, servers)
+        with (
+            insecure_channel(NAME, registry, balancer=wrr()) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            stream = stub.Many(b"id=1 n=4 fail=UNAVAILABLE")
+            assert next(stream).endswith(b" 0")
+            with pytest.raises(grpc.RpcError):
+                list(stream)
+            assert stream.code() is UNAVAILABLE
+            assert count(servers, "id=1 ") == 1
+            # No request of a stream is sent to two servers.
+            for k in range(2):
+                with pytest.raises(grpc.RpcError):
+                    stub.Gather(iter([b"id=%d" % (10 + k), b"fail=UNAVAILABLE", b"more"]))
+                assert count(servers, f"id={10 + k}") == 1
+
+        async def main():
+            async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+                stub = EchoStub(channel)
+                with call_options(idempotent=True):
+                    stream = stub.Many(b"id=2 n=4 fail=UNAVAILABLE")
+                    gather = stub.Gather(iter([b"id=3 ", b"fail=UNAVAILABLE"]))
+                with pytest.raises(grpc.aio.AioRpcError):
+                    [message async for message in stream]
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await gather
+                assert count(servers, "id=2 ") == count(servers, "id=3 ") == 1
+
+        asyncio.run(main())
+
+
+def test_a_stream_that_fails_before_its_first_message_goes_on_elsewhere(tmp_path):
+    registry = MemoryRegistry()
+    with fleet(tmp_path, 2) as servers:
+        publish(registry, servers)
+        with (
+            insecure_channel(NAME, registry, balancer=wrr()) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            for _ in range(2):
+                stream = stub.Many(b"id=1 n=1 fail=UNAVAILABLE on=a")
+                assert list(stream) == [b"b 0"]
+                assert stream.code() is grpc.StatusCode.OK
+                stream = stub.Many(b"id=1 n=1 fail=UNAVAILABLE on=b")
+                assert list(stream) == [b"a 0"]
+
+        async def main():
+            async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+                stub = EchoStub(channel)
+                for name, other in ("ab", "ba", "ab"):
+                    with call_options(idempotent=True):
+                        stream = stub.Many(f"id=2 n=1 fail=UNAVAILABLE on={name}".encode())
+                    assert [who(message) async for message in stream] == [other]
+                    assert await stream.code() is grpc.StatusCode.OK
+
+        asyncio.run(main())
+
+
+# -- nobody there ----------------------------------------------------------------------------------
+
+
+def test_nobody(three):
+    registry = MemoryRegistry()
+    with insecure_channel("discovery:///nobody", registry, balancer=wrr()) as channel:
+        stub = EchoStub(channel)
+        for make in (stub.Unary, stub.Unary.with_call, lambda request: stub.Unary.future(request).result()):
+            with pytest.raises(NoAvailableInstance) as raised:
+                make(b"x")
+            error = raised.value
+            assert isinstance(error, grpc.RpcError)
+            assert isinstance(error, grpc.Call)
+            assert error.code() is UNAVAILABLE
+            assert "nobody" in error.details()
+            assert outcome_of(error) is Outcome.FAILURE
+        stream = stub.Many(b"x")
+        with pytest.raises(NoInstance):
+            next(stream)
+        assert stream.code() is UNAVAILABLE
+        assert stream.initial_metadata() == stream.trailing_metadata() == ()
+        assert stream.done()
+        assert not stream.cancel()
+
+    async def main():
+        async with aio.insecure_channel("discovery:///nobody", registry, balancer=wrr()) as channel:
+            stub = EchoStub(channel)
+            call = stub.Unary(b"x")
+            with pytest.raises(NoAvailableInstance) as raised:
+                await call
+            assert isinstance(raised.value, grpc.aio.AioRpcError)
+            assert raised.value.code() is await call.code() is UNAVAILABLE
+            assert "nobody" in await call.details()
+            stream = stub.Many(b"x")
+            with pytest.raises(aio.NoInstance):
+                await stream.read()
+            with pytest.raises(aio.NoInstance):
+                await stub.Chat().write(b"x")
+
+    asyncio.run(main())
+
+
+class Broken:
+    """A resolver that fails, until it is mended."""
+
+    name = "broken"
+
+    def __init__(self):
+        self.instances = None
+
+    def target(self, endpoint):
+        return "t"
+
+    def resolve(self, target):
+        from rota.discovery import Result
+
+        if self.instances is None:
+            raise ConnectionError("the registry is away")
+        return Result(True, "t", tuple(self.instances))
+
+    def diff(self, key, previous, current):
+        from rota.discovery import diff
+
+        return diff(key, previous, current)
+
+
+def test_the_registry_fails(three):
+    resolver = Broken()
+    with insecure_channel(NAME, resolver, balancer=wrr()) as channel:
+        with pytest.raises(NoInstance, match="the registry is away") as raised:
+            EchoStub(channel).Unary(b"x")
+        assert isinstance(raised.value.__cause__, ConnectionError)
+        with pytest.raises(DeadlineError):
+            EchoStub(channel).Unary(b"x", wait_for_ready=True, timeout=0.3)
+        waiting = EchoStub(channel).Unary.future(b"x", wait_for_ready=True, timeout=DEADLINE)
+        resolver.instances = [Instance(three[0].address)]
+        assert who(waiting.result()) == "a"
+
+
+def test_wait_for_ready(tmp_path):
+    registry = MemoryRegistry()
+    address = f"127.0.0.1:{free_port()}"
+    with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+        stub = EchoStub(channel)
+        with pytest.raises(DeadlineExceeded) as raised:  # nobody is there at all
+            stub.Unary(b"x", wait_for_ready=True, timeout=0.2)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        with ThreadPoolExecutor() as pool:
+            waiting = [
+                pool.submit(stub.Unary, b"x", wait_for_ready=True, timeout=DEADLINE),
+                pool.submit(lambda: list(stub.Many(b"n=1", wait_for_ready=True))[0]),
+                pool.submit(lambda: stub.Gather(iter([b"x"]), wait_for_ready=True)),
+            ]
+            future = stub.Unary.future(b"x", wait_for_ready=True)
+            # Of two instances one is refused for good: any of them will do.
+            registry.publish("echo", Instance(f"127.0.0.1:{free_port()}"), Instance(address))
+            until(lambda: len(channel.members.now()) == 2)
+            assert not future.done()
+            server = Server("a", tmp_path, address)
+            try:
+                assert {who(each.result(DEADLINE)) for each in waiting} == {"a"}
+                assert who(future.result(DEADLINE)) == "a"
+
+                async def main():
+                    registry.withdraw("echo", address)  # the other one is left
+                    options = {"balancer": wrr(), "options": SOON}
+                    async with aio.insecure_channel(NAME, registry, **options) as channel:
+                        stub = EchoStub(channel)
+                        with pytest.raises(DeadlineExceeded):
+                            await stub.Unary(b"x", wait_for_ready=True, timeout=0.2)
+                        calls = [stub.Unary(b"x", wait_for_ready=True) for _ in range(3)]
+                        stream = stub.Many(b"x", wait_for_ready=True)
+                        await asyncio.sleep(0.05)
+                        registry.publish("echo", Instance(address))
+                        assert {who(await call) for call in calls} == {"a"}
+                        assert who(await stream.read()) == "a"
+
+                asyncio.run(main())
+            finally:
+                server.kill()
+
+
+# -- the state of a channel ------------------------------------------------------------------------
+
+
+def test_state(tmp_path):
+    registry = MemoryRegistry()
+    with fleet(tmp_path, 1) as servers:
+        publish(registry, servers)
+        with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+            seen = []
+            channel.subscribe(seen.append)
+            until(lambda: seen == [grpc.ChannelConnectivity.IDLE])
+            grpc.channel_ready_future(channel).result(DEADLINE)
+            until(lambda: seen[-1] is READY)
+            servers[0].kill()
+            with pytest.raises(grpc.RpcError):
+                EchoStub(channel).Unary(b"x")
+            until(lambda: seen[-1] is grpc.ChannelConnectivity.TRANSIENT_FAILURE)
+            channel.unsubscribe(seen.append)
+            n_seen = len(seen)
+            servers[0].start()
+            grpc.channel_ready_future(channel).result(DEADLINE)
+            assert len(seen) == n_seen
+        servers[0].kill()
+
+        async def main():
+            options = {"balancer": wrr(), "options": SOON}
+            async with aio.insecure_channel(NAME, registry, **options) as channel:
+                state = channel.get_state()
+                assert state is grpc.ChannelConnectivity.IDLE
+                failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+                while (state := channel.get_state(try_to_connect=True)) is not failed:
+                    await channel.wait_for_state_change(state)
+                servers[0].start()
+                await asyncio.wait_for(channel.channel_ready(), DEADLINE)
+                assert channel.get_state() is READY
+            assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+            with pytest.raises(grpc.aio.UsageError):
+                await channel.channel_ready()
+
+        asyncio.run(main())
+
+
+def test_who_comes_and_goes(three):
+    """Calls under way go on with who has left; then the subchannel is closed."""
+    registry = MemoryRegistry()
+    publish(registry, three[:2])
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        stub = EchoStub(channel)
+        talks = []
+        for _ in range(2):
+            queue = [b"hello"]
+            talks.append((queue, stub.Chat(iter(lambda queue=queue: wait_for_one(queue), None))))
+        assert {who(next(talk)) for _, talk in talks} == {"a", "b"}
+        publish(registry, three[1:])
+        until(lambda: {who(stub.Unary(b"x")) for _ in range(4)} == {"b", "c"})
+        assert len(channel.members.now()) == 3
+        for queue, talk in talks:
+            queue.append(b"still there?")
+            assert next(talk).endswith(b"there?")
+            queue.append(None)
+            assert list(talk) == []
+        until(lambda: len(channel.members.now()) == 2)
+        assert sum(member.n_calls for member in channel.members.now()) > 0
+        assert not any(member.users for member in channel.members.now())
+
+
+def wait_for_one(queue):
+    until(lambda: queue)
+    return queue.pop(0)
+
+
+def test_close(registry):
+    channel = insecure_channel(NAME, registry, balancer=wrr())
+    stub = EchoStub(channel)
+    stub.Unary(b"x")
+    future = stub.Unary.future(b"sleep=20")
+    stream = stub.Chat(iter(lambda: time.sleep(0.01) or b"x", None))
+    next(stream)
+    channel.close()
+    with pytest.raises(grpc.RpcError):
+        future.result()
+    assert future.code() is grpc.StatusCode.CANCELLED
+    with pytest.raises(grpc.RpcError):
+        list(stream)
+    for make in (stub.Unary, stub.Unary.future, stub.Many):
+        with pytest.raises(ValueError, match="closed"):
+            make(b"x")
+    channel.close()
+
+    async def main():
+        channel = aio.insecure_channel(NAME, registry, balancer=wrr())
+        stub = EchoStub(channel)
+        short, long = stub.Unary(b"sleep=0.2"), stub.Unary(b"sleep=20")
+        while not count_in_flight(channel) == 2:
+            await asyncio.sleep(0.01)
+        await channel.close(grace=1)
+        assert who(await short) in "abc"
+        with pytest.raises(asyncio.CancelledError):
+            await long
+        assert await long.code() is grpc.StatusCode.CANCELLED
+        with pytest.raises(grpc.aio.UsageError):
+            stub.Unary(b"x")
+        await channel.close()
+
+    asyncio.run(main())
+
+
+def count_in_flight(channel):
+    return sum(len(member.users) for member in channel.members.now())
