@@ -1,19 +1,12 @@
 """Balanced channels of gRPC, against real servers: see `grpc_servers`."""
 
 import asyncio
-import gc
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from rota import (
     BalancerFactory,
@@ -26,12 +19,11 @@ from rota import (
     WeightedRoundRobinBalancer,
 )
 from rota.clients import call_options, header
-from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel, secure_channel
+from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel
 from rota.outcome import Outcome, outcome_of
 from rota.retry import DeadlineExceeded
-from rota.selector import Peer, engine, p2c, version, wrr
-from tests.grpc_servers import SERVICE, Server, fleet, free_port, method
-from tests.servers import program
+from rota.selector import Peer, p2c, version, wrr
+from tests.grpc_servers import Server, fleet, free_port, method
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 READY = grpc.ChannelConnectivity.READY
@@ -433,7 +425,9 @@ def test_timeout_is_of_all_attempts(registry, three):
         with pytest.raises(grpc.RpcError):
             stub.Unary.future(b"fail=UNAVAILABLE sleep=0.05", timeout=0.5).result()
         assert time.monotonic() - began < DEADLINE
-        assert outcome_of(stub.Unary.future(b"sleep=5", timeout=0.05).exception()) is Outcome.FAILURE
+        assert (
+            outcome_of(stub.Unary.future(b"sleep=5", timeout=0.05).exception()) is Outcome.FAILURE
+        )
 
     async def main():
         async with aio.insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel:
@@ -520,7 +514,11 @@ def test_nobody(three):
     registry = MemoryRegistry()
     with insecure_channel("discovery:///nobody", registry, balancer=wrr()) as channel:
         stub = EchoStub(channel)
-        for make in (stub.Unary, stub.Unary.with_call, lambda request: stub.Unary.future(request).result()):
+        for make in (
+            stub.Unary,
+            stub.Unary.with_call,
+            lambda request: stub.Unary.future(request).result(),
+        ):
             with pytest.raises(NoAvailableInstance) as raised:
                 make(b"x")
             error = raised.value
@@ -603,7 +601,7 @@ def test_wait_for_ready(tmp_path):
         with ThreadPoolExecutor() as pool:
             waiting = [
                 pool.submit(stub.Unary, b"x", wait_for_ready=True, timeout=DEADLINE),
-                pool.submit(lambda: list(stub.Many(b"n=1", wait_for_ready=True))[0]),
+                pool.submit(lambda: next(iter(stub.Many(b"n=1", wait_for_ready=True)))),
                 pool.submit(lambda: stub.Gather(iter([b"x"]), wait_for_ready=True)),
             ]
             future = stub.Unary.future(b"x", wait_for_ready=True)
@@ -728,7 +726,7 @@ def test_close(registry):
         channel = aio.insecure_channel(NAME, registry, balancer=wrr())
         stub = EchoStub(channel)
         short, long = stub.Unary(b"sleep=0.2"), stub.Unary(b"sleep=20")
-        while not count_in_flight(channel) == 2:
+        while count_in_flight(channel) != 2:
             await asyncio.sleep(0.01)
         await channel.close(grace=1)
         assert who(await short) in "abc"
