@@ -1,17 +1,29 @@
 """Balanced channels of gRPC, against real servers: see `grpc_servers`."""
 
 import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
 import time
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from rota import (
     BalancerFactory,
     ConsistentHash,
     Instance,
+    LeastRequest,
     MemoryRegistry,
     NoAvailableInstance,
     RetryPolicy,
@@ -19,11 +31,14 @@ from rota import (
     WeightedRoundRobinBalancer,
 )
 from rota.clients import call_options, header
-from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel
+from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel, secure_channel
+from rota.clients.grpc.subchannels import DEFAULT_OPTIONS, Subchannel, as_options
+from rota.clients.telemetry import Telemetry
 from rota.outcome import Outcome, outcome_of
-from rota.retry import DeadlineExceeded
+from rota.retry import DeadlineExceeded, connect_failure
 from rota.selector import Peer, p2c, version, wrr
-from tests.grpc_servers import Server, fleet, free_port, method
+from tests.grpc_servers import SERVICE, Server, fleet, free_port, method
+from tests.servers import program
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 READY = grpc.ChannelConnectivity.READY
@@ -601,7 +616,7 @@ def test_wait_for_ready(tmp_path):
         with ThreadPoolExecutor() as pool:
             waiting = [
                 pool.submit(stub.Unary, b"x", wait_for_ready=True, timeout=DEADLINE),
-                pool.submit(lambda: next(iter(stub.Many(b"n=1", wait_for_ready=True)))),
+                pool.submit(lambda: next(stub.Many(b"n=1", wait_for_ready=True))),
                 pool.submit(lambda: stub.Gather(iter([b"x"]), wait_for_ready=True)),
             ]
             future = stub.Unary.future(b"x", wait_for_ready=True)
@@ -742,3 +757,953 @@ def test_close(registry):
 
 def count_in_flight(channel):
     return sum(len(member.users) for member in channel.members.now())
+
+
+# -- what a balancer hears -------------------------------------------------------------------------
+
+
+class Listening:
+    """A balancer that takes turns, and keeps what it hears of each call."""
+
+    name = "listening"
+
+    def __init__(self):
+        self.heard = []
+        self.n_picked = 0
+
+    def get_picker(self, result):
+        self.instances = result.instances
+        return self
+
+    def next(self, ctx=None, request=None):
+        raise AssertionError("it has a select")
+
+    def select(self):
+        instance = self.instances[self.n_picked % len(self.instances)]
+        index = self.n_picked
+        self.n_picked += 1
+        return instance, lambda info=None, err=None: self.heard.append((index, info))
+
+    @property
+    def infos(self):
+        return [info for _, info in self.heard]
+
+    def check(self, n):
+        """Whether it has heard of n calls, of each once."""
+        assert self.n_picked == n
+        assert sorted(index for index, _ in self.heard) == list(range(n))
+
+
+def test_done_comes_once_at_the_end(registry):
+    balancer = Listening()
+    with insecure_channel(NAME, registry, balancer=balancer) as channel:
+        stub = EchoStub(channel)
+        name = who(stub.Unary(b"x"))
+        info = balancer.infos[-1]
+        assert info.err is None
+        assert info.reply_metadata["Trailer"] == name
+        assert info.bytes_sent
+        assert info.bytes_received
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Unary(b"fail=NOT_FOUND")
+        assert balancer.infos[-1].err is raised.value
+        assert outcome_of(balancer.infos[-1].err) is Outcome.SUCCESS
+        assert balancer.infos[-1].bytes_received
+        with pytest.raises(grpc.RpcError):
+            stub.Unary(b"sleep=5", timeout=0.05)
+        assert not balancer.infos[-1].bytes_received
+        assert stub.Unary.future(b"x").result()
+        balancer.check(4)
+        stream = stub.Many(b"n=3")
+        for _ in range(3):
+            next(stream)
+        with pytest.raises(StopIteration):
+            next(stream)
+        assert stream.code() is grpc.StatusCode.OK
+        balancer.check(5)
+        assert balancer.infos[-1].reply_metadata["trailer"] in "abc"
+        # Still under way, then cancelled; cancelled again.
+        stream = stub.Chat(iter(lambda: time.sleep(0.01) or b"x", None))
+        next(stream)
+        assert len(balancer.heard) == 5
+        assert stream.cancel()
+        assert not stream.cancel()
+        balancer.check(6)
+        assert outcome_of(balancer.infos[-1].err) is Outcome.CANCELLED
+        assert stream.cancelled()
+        with pytest.raises(grpc.RpcError):
+            next(stream)
+        future = stub.Unary.future(b"sleep=5")
+        assert future.cancel()
+        with pytest.raises(grpc.FutureCancelledError):
+            future.result()
+        balancer.check(7)
+        # Let go.
+        stream = stub.Chat(iter(lambda: time.sleep(0.01) or b"x", None))
+        next(stream)
+        del stream
+        gc.collect()
+        until(lambda: len(balancer.heard) == 8)
+        balancer.check(8)
+        assert outcome_of(balancer.infos[-1].err) is Outcome.CANCELLED
+        until(lambda: count_in_flight(channel) == 0)
+
+
+def test_done_comes_once_at_the_end_asyncio(registry):
+    async def main():
+        balancer = Listening()
+        async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
+            stub = EchoStub(channel)
+            name = who(await stub.Unary(b"x"))
+            assert balancer.infos[-1].err is None
+            assert balancer.infos[-1].reply_metadata["trailer"] == name
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.Unary(b"fail=NOT_FOUND")
+            assert outcome_of(balancer.infos[-1].err) is Outcome.SUCCESS
+            call = stub.Unary(b"x")  # nobody awaits it
+            await until_async(lambda: len(balancer.heard) == 3)
+            assert call.done()
+            stream = stub.Many(b"n=3")
+            assert len([message async for message in stream]) == 3
+            balancer.check(4)
+            stream = stub.Chat()
+            await stream.write(b"x")
+            await stream.read()
+            assert len(balancer.heard) == 4
+            assert stream.cancel()
+            assert not stream.cancel()
+            await until_async(lambda: len(balancer.heard) == 5)
+            assert stream.cancelled()
+            assert outcome_of(balancer.infos[-1].err) is Outcome.CANCELLED
+            with pytest.raises(asyncio.CancelledError):
+                await stream.read()
+            stream = stub.Chat()
+            await stream.write(b"x")
+            del stream
+            gc.collect()
+            await until_async(lambda: len(balancer.heard) == 6)
+            balancer.check(6)
+            await until_async(lambda: count_in_flight(channel) == 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_cancelled_at_any_moment(registry, steps):
+    """Wherever a task is cancelled its call ends, and the balancer hears of it, once."""
+
+    async def main():
+        balancer = Listening()
+        async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
+            stub = EchoStub(channel)
+
+            async def requests():
+                yield b"1"
+                await asyncio.sleep(0.001)
+                yield b"2"
+
+            async def chat():
+                stream = stub.Chat()
+                await stream.write(b"x")
+                await stream.read()
+                await stream.done_writing()
+                await stream.read()
+
+            async def read():
+                async for _ in stub.Many(b"n=5"):
+                    await asyncio.sleep(0)
+
+            for warm in range(2):
+                if warm:
+                    await stub.Unary(b"x")
+                for make in (
+                    lambda: asyncio.wait_for(stub.Unary(b"sleep=0.02"), None),
+                    lambda: asyncio.wait_for(stub.Gather(requests()), None),
+                    read,
+                    chat,
+                ):
+                    task = asyncio.ensure_future(make())
+                    for _ in range(steps):
+                        await asyncio.sleep(0.0005 if steps > 6 else 0)
+                    task.cancel()
+                    await asyncio.wait((task,))
+            await until_async(lambda: len(balancer.heard) == balancer.n_picked)
+            balancer.check(balancer.n_picked)
+            await until_async(lambda: count_in_flight(channel) == 0)
+
+    asyncio.run(main())
+
+
+def test_load_is_that_of_streams_too(registry):
+    """A picker that goes by requests in flight sees a stream until it ends."""
+    with insecure_channel(NAME, registry, balancer=LeastRequest) as channel:
+        stub = EchoStub(channel)
+        streams = [stub.Chat(iter(lambda: time.sleep(0.01) or b"x", None)) for _ in range(9)]
+        for stream in streams:
+            next(stream)
+        members = channel.members.now()
+        assert sum(len(member.users) for member in members) == 9
+        assert {len(member.users) for member in members} <= {2, 3, 4}
+        for stream in streams:
+            stream.cancel()
+        assert count_in_flight(channel) == 0
+
+
+# -- what else grpcio can do -----------------------------------------------------------------------
+
+
+def test_health_and_reflection(registry):
+    """Generated stubs of grpcio's own services."""
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+        watch = health.Watch(request)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = reflection.ServerReflectionInfo(iter([request]))
+        names = [service.name for service in answer.list_services_response.service]
+        assert SERVICE in names
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service=SERVICE)
+            answer = await health.Check(request)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            watch = health.Watch(request)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+    asyncio.run(main())
+
+
+class Tagging(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds a word to the metadata of each call."""
+
+    def _tag(self, continuation, details, request):
+        metadata = [*(details.metadata or ()), ("word", "tagged")]
+        return continuation(details._replace(metadata=metadata), request)
+
+    intercept_unary_unary = _tag
+    intercept_unary_stream = _tag
+    intercept_stream_unary = _tag
+    intercept_stream_stream = _tag
+
+
+def test_interceptors(registry):
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        stub = EchoStub(grpc.intercept_channel(channel, Tagging()))
+        assert stub.Unary(b"x").endswith(b" tagged")
+        assert stub.Unary.future(b"x").result().endswith(b" tagged")
+        assert len(list(stub.Many(b"n=2"))) == 2
+        assert stub.Gather(iter([b"1"])).endswith(b"1")
+        assert stub.Gather.future(iter([b"1"])).result().endswith(b"1")
+        assert len(list(stub.Chat(iter([b"1"])))) == 1
+
+
+class AioTagging(grpc.aio.UnaryUnaryClientInterceptor):
+    """Adds a word to the metadata."""
+
+    async def intercept_unary_unary(self, continuation, details, request):
+        details.metadata.add("word", "tagged")
+        return await continuation(details, request)
+
+
+class AioCounting(
+    grpc.aio.UnaryStreamClientInterceptor,
+    grpc.aio.StreamUnaryClientInterceptor,
+    grpc.aio.StreamStreamClientInterceptor,
+):
+    """Counts calls."""
+
+    def __init__(self):
+        self.n_calls = 0
+
+    async def _count(self, continuation, details, request):
+        self.n_calls += 1
+        return await continuation(details, request)
+
+    intercept_unary_stream = _count
+    intercept_stream_unary = _count
+    intercept_stream_stream = _count
+
+
+def aio_interceptors():
+    """Of grpc.aio one object is taken for one kind of calls only."""
+    found = []
+    for kind in AioCounting.__bases__:
+        name = next(name for name in vars(kind) if name.startswith("intercept"))
+        found.append(type("One", (kind,), {name: AioCounting._count, "n_calls": 0})())
+    return found
+
+
+def test_interceptors_asyncio(registry):
+    async def main():
+        counting = aio_interceptors()
+        chain = [AioTagging(), *counting]
+        async with aio.insecure_channel(
+            NAME, registry, balancer=wrr(), interceptors=chain
+        ) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                assert (await stub.Unary(b"x", metadata=(("a", "b"),))).endswith(b" tagged")
+                assert len([message async for message in stub.Many(b"n=2")]) == 2
+                assert (await stub.Gather(iter([b"1"]))).endswith(b"1")
+                chat = stub.Chat()
+                await chat.write(b"1")
+                assert (await chat.read()).endswith(b"1")
+                await chat.done_writing()
+                assert await chat.read() is grpc.aio.EOF
+            assert [each.n_calls for each in counting] == [2, 2, 2]
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.Unary(b"fail=NOT_FOUND")
+
+    asyncio.run(main())
+    with pytest.raises(TypeError, match="interceptors"):
+        aio.insecure_channel(NAME, registry, interceptors=[Tagging()])
+
+
+def test_metadata_and_compression(registry):
+    with insecure_channel(NAME, registry, compression=grpc.Compression.Gzip) as channel:
+        stub = EchoStub(channel)
+        words = stub.Unary(b"x", metadata=(pair for pair in [("word", "hello")])).split()
+        assert words[-1] == b"hello"
+        big = b"word=" + b"y" * 100_000
+        assert big in stub.Unary.with_call(big, compression=grpc.Compression.Deflate)[0]
+        assert (
+            stub.Unary.future(big, compression=grpc.Compression.Gzip).result()[2:].startswith(big)
+        )
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry) as channel:
+            stub = EchoStub(channel)
+            for metadata in (grpc.aio.Metadata(("word", "hello")), [("word", "hello")]):
+                words = (await stub.Unary(b"x", metadata=metadata)).split()
+                assert words[-1] == b"hello"
+            assert big in await stub.Unary(big, compression=grpc.Compression.Gzip)
+
+    asyncio.run(main())
+
+
+def test_errors_of_serializers(registry):
+    def fail(message):
+        raise ValueError("not for bytes")
+
+    balancer = Listening()
+    with insecure_channel(NAME, registry, balancer=balancer) as channel:
+        for call in (
+            channel.unary_unary(method("Unary"), fail),
+            channel.unary_unary(method("Unary"), None, fail),
+        ):
+            with pytest.raises(grpc.RpcError) as raised:
+                call(b"x")
+            assert raised.value.code() is grpc.StatusCode.INTERNAL
+            assert call.future(b"x").code() is grpc.StatusCode.INTERNAL
+        with pytest.raises(grpc.RpcError):
+            list(channel.unary_stream(method("Many"), fail)(b"x"))
+        balancer.check(5)
+        assert count_in_flight(channel) == 0
+
+
+def test_streams_both_ways(registry):
+    """Many messages, and a cancellation in the middle."""
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        stub = EchoStub(channel)
+        n = 500
+        found = list(stub.Chat(b"%d" % k for k in range(n)))
+        assert [int(message.split()[1]) for message in found] == list(range(n))
+        assert len(list(stub.Many(b"n=2000"))) == 2000
+        stream = stub.Chat(b"%d" % k for k in range(10**9))
+        for _ in range(50):
+            next(stream)
+        stream.cancel()
+        assert stream.code() is grpc.StatusCode.CANCELLED
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            stub = EchoStub(channel)
+            found = [message async for message in stub.Chat(b"%d" % k for k in range(n))]
+            assert [int(message.split()[1]) for message in found] == list(range(n))
+            stream = stub.Many(b"n=300")
+            first = await stream.read()
+            await asyncio.sleep(0.2)  # the server has done its part
+            rest = 1
+            while await stream.read() is not grpc.aio.EOF:
+                rest += 1
+            assert first.endswith(b" 0")
+            assert rest == 300
+
+            async def forever():
+                while True:
+                    yield b"x"
+
+            stream = stub.Chat(forever())
+            assert await stream.__aiter__().__anext__()
+            assert stream.cancel()
+            assert await stream.code() is grpc.StatusCode.CANCELLED
+
+    asyncio.run(main())
+
+
+def test_threads_share_a_channel(registry):
+    with insecure_channel(NAME, registry, balancer=p2c()) as channel:
+        stub = EchoStub(channel)
+
+        def work(k):
+            for _ in range(20):
+                assert who(stub.Unary(b"x", timeout=DEADLINE)) in "abc"
+                assert len(list(stub.Many(b"n=2", timeout=DEADLINE))) == 2
+            return stub.Unary.future(b"id=%d" % k).result(DEADLINE)
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(work, range(16)))
+        assert [int(each.split()[1][3:]) for each in found] == list(range(16))
+        assert count_in_flight(channel) == 0
+
+
+def test_callbacks_of_calls(registry):
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        stub = EchoStub(channel)
+        seen = []
+        future = stub.Unary.future(b"sleep=0.1")
+        assert future.running()
+        assert future.is_active()
+        assert not future.done()
+        with pytest.raises(grpc.FutureTimeoutError):
+            future.result(0.01)
+        future.add_done_callback(seen.append)
+        assert future.add_callback(lambda: 1 / 0)  # logged
+        assert future.add_callback(lambda: seen.append("called"))
+        future.result()
+        until(lambda: seen == [future, "called"])
+        assert not future.add_callback(lambda: None)
+        future.add_done_callback(seen.append)
+        assert seen[-1] is future
+        failed = stub.Unary.future(b"fail=NOT_FOUND")
+        assert failed.exception().code() is failed.code() is grpc.StatusCode.NOT_FOUND
+        assert failed.details() == "as-asked"
+        assert failed.traceback() is not None
+        assert "NOT_FOUND" in repr(failed)
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            stub = EchoStub(channel)
+            seen = []
+            for _ in range(2):  # with a task, and without
+                call = stub.Unary(b"x")
+                call.add_done_callback(seen.append)
+                await call
+                await asyncio.sleep(0)
+                assert seen.pop() is call
+                call.add_done_callback(seen.append)
+                assert seen.pop() is call
+            stream = stub.Many(b"n=2")
+            stream.add_done_callback(seen.append)
+            await stream.wait_for_connection()
+            assert (await stream.initial_metadata())["server"] in "abc"
+            assert not stream.done()
+            [message async for message in stream]
+            await until_async(lambda: seen == [stream])
+
+    asyncio.run(main())
+
+
+# -- bad days --------------------------------------------------------------------------------------
+
+
+class Traffic:
+    """Calls all the time, by threads or tasks: each with an id of its own; and what became of them.
+
+    Those of even ids may be made twice, the others may not.
+    """
+
+    def __init__(self):
+        self.ids = iter(range(10**9))
+        self.answered = []
+        self.failed = {}
+        self.is_ended = False
+
+    def is_idempotent(self, k):
+        return k % 2 == 0
+
+    def run(self, stub, pause):
+        while not self.is_ended:
+            k = next(self.ids)
+            try:
+                with call_options(idempotent=self.is_idempotent(k)):
+                    stub.Unary(b"id=%d; sleep=0.005" % k, timeout=DEADLINE)
+            except grpc.RpcError as error:
+                self.failed[k] = error
+            else:
+                self.answered.append(k)
+            time.sleep(pause)
+
+    async def run_async(self, stub, pause):
+        while not self.is_ended:
+            k = next(self.ids)
+            try:
+                with call_options(idempotent=self.is_idempotent(k)):
+                    await stub.Unary(b"id=%d; sleep=0.005" % k, timeout=DEADLINE)
+            except grpc.RpcError as error:
+                self.failed[k] = error
+            else:
+                self.answered.append(k)
+            await asyncio.sleep(pause)
+
+    def check(self, servers):
+        """Nothing that may be made twice is lost, nothing that may not is made twice."""
+        lines = [line for server in servers for line in server.received()]
+        n_times = Counter(
+            int(line.split("id=")[1].split(";")[0]) for line in lines if "id=" in line
+        )
+        assert len(self.answered) > 100
+        for k in self.answered:
+            assert n_times[k] >= 1
+        for k, n in n_times.items():
+            assert n == 1 or self.is_idempotent(k), f"{k} was made {n} times"
+        lost = {k: error for k, error in self.failed.items() if self.is_idempotent(k)}
+        assert not lost, lost
+        for k, error in self.failed.items():  # a server had them, or may have had
+            assert error.code() is UNAVAILABLE
+            assert not connect_failure(error)
+            assert n_times[k] <= 1
+
+
+def go_wrong(tmp_path, what, balancer, n_workers=4, pause=0.01):
+    """Do something to three servers while calls are made by threads, and by tasks."""
+    registry = MemoryRegistry()
+    with fleet(tmp_path, 3) as servers:
+        publish(registry, servers)
+        traffic = Traffic()
+        options = {"balancer": balancer, "options": SOON}
+
+        def work():
+            with insecure_channel(NAME, registry, **options) as channel:
+                stub = EchoStub(channel)
+                with ThreadPoolExecutor(n_workers) as pool:
+                    for _ in range(n_workers):
+                        pool.submit(traffic.run, stub, pause)
+
+        async def work_async():
+            async with aio.insecure_channel(NAME, registry, **options) as channel:
+                stub = EchoStub(channel)
+                await asyncio.gather(*(traffic.run_async(stub, pause) for _ in range(n_workers)))
+
+        threads = [
+            threading.Thread(target=work),
+            threading.Thread(target=lambda: asyncio.run(work_async())),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: len(traffic.answered) > 50)
+            what(servers, registry, traffic)
+            n = len(traffic.answered)
+            until(lambda: len(traffic.answered) > n + 50)
+        finally:
+            traffic.is_ended = True
+            for thread in threads:
+                thread.join(DEADLINE)
+        traffic.check(servers)
+
+
+@pytest.mark.parametrize("balancer", [wrr, p2c])
+def test_one_of_three_is_killed(tmp_path, balancer):
+    def what(servers, registry, traffic):
+        servers[0].kill()
+
+    go_wrong(tmp_path, what, balancer())
+
+
+def test_rolling_restart(tmp_path):
+    """Servers that end in peace lose nothing at all."""
+
+    def what(servers, registry, traffic):
+        for server in servers:
+            server.stop()
+            server.start()
+            n = len(server.received())
+            until(lambda server=server, n=n: len(server.received()) > n)
+        assert not traffic.failed
+
+    go_wrong(tmp_path, what, wrr())
+
+
+def test_who_is_frozen_is_avoided(tmp_path):
+    """Deadlines pass in it: p2c learns of that."""
+    registry = MemoryRegistry()
+    with fleet(tmp_path, 3) as servers:
+        publish(registry, servers)
+        with insecure_channel(
+            NAME, registry, balancer=p2c(), idempotent=lambda name: True
+        ) as channel:
+            stub = EchoStub(channel)
+            for _ in range(30):
+                stub.Unary(b"x", timeout=DEADLINE)
+            servers[0].freeze()
+            try:
+                codes = Counter(stub.Unary.future(b"x", timeout=0.2).code() for _ in range(100))
+                assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}
+                assert codes[grpc.StatusCode.OK] > 80
+            finally:
+                servers[0].thaw()
+
+
+def test_it_dies_in_the_middle(tmp_path):
+    registry = MemoryRegistry()
+    with fleet(tmp_path, 2) as servers:
+        publish(registry, servers)
+        with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+            stub = EchoStub(channel)
+            grpc.channel_ready_future(channel).result(DEADLINE)
+            with call_options(idempotent=True):
+                assert {who(stub.Unary(b"id=1; die=1 on=a")) for _ in range(3)} == {"b"}
+            assert count(servers[:1], "id=1;") == 1
+            with call_options(idempotent=True):
+                future = stub.Unary.future(b"id=2; die=1 on=a")
+            assert who(future.result(DEADLINE)) == "b"
+
+
+# -- TLS, sockets, options -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    """A certificate for "echo", with its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    key, certificate = directory / "key.pem", directory / "cert.pem"
+    command = [
+        program("openssl", "openssl"), "req", "-x509", "-newkey", "ec",
+        "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=rota",
+        "-addext", "subjectAltName=DNS:echo,DNS:echo.example.com",
+        "-keyout", str(key), "-out", str(certificate),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return key, certificate
+
+
+class Token(grpc.AuthMetadataPlugin):
+    """Adds a word to the metadata, as call credentials do."""
+
+    def __call__(self, context, callback):
+        callback((("word", "token"),), None)
+
+
+def test_tls(tmp_path, authority):
+    key, certificate = authority
+    registry = MemoryRegistry()
+    trusting = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with fleet(tmp_path, 1, "--cert", str(certificate), "--key", str(key)) as servers:
+        publish(registry, servers)
+        token = grpc.metadata_call_credentials(Token())
+        # The certificate is for the service's name, or for the one that is given.
+        for given in (None, "echo.example.com", "echo.example.com:443"):
+            with secure_channel(NAME, registry, trusting, authority=given) as channel:
+                stub = EchoStub(channel)
+                assert who(stub.Unary(b"x")) == "a"
+                assert stub.Unary(b"x", credentials=token).endswith(b" token")
+                assert stub.Unary.future(b"x", credentials=token).result().endswith(b" token")
+                assert len(list(stub.Many(b"n=2", credentials=token))) == 2
+        with secure_channel(NAME, registry, trusting, authority="other") as channel:
+            with pytest.raises(grpc.RpcError) as raised:
+                EchoStub(channel).Unary(b"x", timeout=2)
+            assert raised.value.code() is UNAVAILABLE
+            assert connect_failure(raised.value)
+        with insecure_channel(NAME, registry) as channel, pytest.raises(grpc.RpcError):
+            EchoStub(channel).Unary(b"x", timeout=2)
+
+        async def main():
+            both = grpc.composite_channel_credentials(trusting, token)
+            async with aio.secure_channel(NAME, registry, both) as channel:
+                assert (await EchoStub(channel).Unary(b"x")).endswith(b" token")
+            async with aio.secure_channel(NAME, registry, trusting) as channel:
+                stub = EchoStub(channel)
+                for _ in range(2):
+                    assert (await stub.Unary(b"x", credentials=token)).endswith(b" token")
+
+        asyncio.run(main())
+    for make in (secure_channel, aio.secure_channel):
+        for credentials in (None, "x"):
+            with pytest.raises(TypeError, match="credentials"):
+                make(NAME, registry, credentials)
+
+
+def test_unix_socket(tmp_path):
+    path = str(tmp_path / "a socket")
+    server = Server("a", tmp_path, f"unix:{path}")
+    try:
+        instances = [Instance(path, network="unix"), Instance(path + "2", network="unix")]
+        registry = MemoryRegistry()
+        registry.publish("echo", *instances)
+        with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            assert {who(EchoStub(channel).Unary(b"x")) for _ in range(4)} == {"a"}
+    finally:
+        server.kill()
+
+
+def test_names_of_hosts(tmp_path):
+    """Of one that refuses, and of one that is not known: others are tried."""
+    with fleet(tmp_path, 1) as servers:
+        port = servers[0].address.rpartition(":")[2]
+        registry = MemoryRegistry()
+        registry.publish(
+            "echo",
+            Instance(f"localhost:{port}"),
+            Instance(f"localhost:{free_port()}"),
+            Instance("no.such.host.invalid:80"),
+            Instance(f"[::1]:{free_port()}"),
+        )
+        with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            stub = EchoStub(channel)
+            assert {who(stub.Unary(b"x", timeout=DEADLINE)) for _ in range(8)} == {"a"}
+            assert {who(stub.Unary.future(b"x").result(DEADLINE)) for _ in range(4)} == {"a"}
+
+
+def test_what_was_not_sent(three):
+    """What grpcio says, and what another server says of its own troubles."""
+    details = "failed to connect to all addresses; last error: UNKNOWN: {}: Connection refused"
+    down = free_port()
+
+    class Channel:
+        state = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+    subchannels = {
+        "ipv4:10.0.0.1:80": Instance("10.0.0.1:80"),
+        "ipv6:%5B2001:db8::1%5D:80": Instance("[2001:0db8::0:1]:80"),
+        "unix:/tmp/a%20b": Instance("/tmp/a b", network="unix"),
+        "ipv4:10.9.9.9:443": Instance("orders.example.com:443"),
+    }
+    for name, instance in subchannels.items():
+        subchannel = Subchannel(instance, None, lambda connect: Channel.state)
+        assert subchannel.is_unsent(details.format(name))
+        assert not subchannel.is_unsent(details.format("ipv4:10.0.0.2:81"))
+        assert not subchannel.is_unsent(details.format("ipv4:110.0.0.1:8080"))
+        assert not subchannel.is_unsent(f"Socket closed; {name}: x")
+        assert not subchannel.is_unsent(None)
+        Channel.state = READY
+        assert not subchannel.is_unsent(details.format(name))
+        Channel.state = grpc.ChannelConnectivity.IDLE
+    registry = MemoryRegistry()
+    registry.publish("echo", Instance(f"127.0.0.1:{down}"))
+    policy = RetryPolicy(max_attempts=1)
+    with insecure_channel(NAME, registry, policy=policy) as channel:
+        with pytest.raises(grpc.RpcError) as raised:
+            EchoStub(channel).Unary(b"x")
+        assert raised.value.unsent is True
+        assert connect_failure(raised.value)
+
+
+def test_what_is_of_no_use(registry):
+    for make in (insecure_channel, aio.insecure_channel):
+        for options, error in (
+            ({"idempotent": "Get"}, TypeError),
+            ({"idempotent": ["Get"]}, ValueError),
+            ({"idempotent": 5}, TypeError),
+            ({"options": [("a", 1, 2)]}, TypeError),
+            ({"options": ["ab"]}, TypeError),
+            ({"options": [("grpc.service_config_disable_resolution", 0)]}, ValueError),
+            ({"options": [("SingleThreadedUnaryStream", 1)]}, ValueError),
+            ({"options": [("grpc.service_config", RETRYING)]}, ValueError),
+            ({"authority": ""}, ValueError),
+            ({"authority": 5}, ValueError),
+            ({"key": header("a"), "balancer": wrr()}, TypeError),
+            ({"balancer": 5}, TypeError),
+            ({"policy": 5}, TypeError),
+            ({"telemetry": 5}, TypeError),
+        ):
+            with pytest.raises(error):
+                make(NAME, registry, **options)
+        with pytest.raises(ValueError, match="endpoint"):
+            make("", registry)
+        with pytest.raises(TypeError, match="discovery"):
+            make(NAME, None)
+    with insecure_channel(NAME, registry) as channel, pytest.raises(TypeError, match="method"):
+        channel.unary_unary(b"/a/b")
+
+
+RETRYING = '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 3}}]}'
+
+
+def test_options_go_before_the_defaults(registry):
+    other = ("grpc.keepalive_time_ms", 1000), ("grpc.service_config", '{"methodConfig": []}')
+    found = dict(as_options(other, NAME, None, True))
+    assert found["grpc.keepalive_time_ms"] == 1000
+    assert found["grpc.keepalive_timeout_ms"] == DEFAULT_OPTIONS["grpc.keepalive_timeout_ms"]
+    assert found["grpc.default_authority"] == found["grpc.ssl_target_name_override"] == "echo"
+    assert dict(as_options(None, "discovery:///a/b c", None, False))["grpc.default_authority"] == (
+        "a%2Fb%20c"
+    )
+    with insecure_channel(NAME, registry, options=other) as channel:
+        assert who(EchoStub(channel).Unary(b"x")) in "abc"
+
+
+# -- what is left behind ---------------------------------------------------------------------------
+
+
+def resources():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts files in /proc")
+def test_nothing_is_left_behind(registry):
+    """10,000 calls, and channels that come and go."""
+
+    def call(channel, n):
+        stub = EchoStub(channel)
+        for _ in range(n):
+            stub.Unary(b"x")
+        for _ in range(n // 10):
+            stub.Unary.future(b"x").result()
+            next(stub.Many(b"n=2"))
+            with pytest.raises(grpc.RpcError):
+                stub.Unary(b"fail=NOT_FOUND")
+
+    async def call_async(channel, n):
+        stub = EchoStub(channel)
+        for _ in range(n // 50):
+            await asyncio.gather(*(stub.Unary(b"x") for _ in range(50)))
+        for _ in range(n // 50):
+            await stub.Many(b"n=2").read()
+            with pytest.raises(grpc.RpcError):
+                await stub.Unary(b"fail=NOT_FOUND")
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, balancer=p2c()) as channel:
+            await call_async(channel, 500)
+            tasks, files = len(asyncio.all_tasks()), resources()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            await call_async(channel, 5000)
+            gc.collect()
+            grown = tracemalloc.get_traced_memory()[0] - before
+            tracemalloc.stop()
+            await until_async(lambda: len(asyncio.all_tasks()) <= tasks)
+            assert resources() <= (files[0] + 2, files[1] + 2)
+            assert grown < 500_000
+            assert count_in_flight(channel) == 0
+
+    with insecure_channel(NAME, registry, balancer=p2c()) as channel:
+        call(channel, 300)
+        first = resources()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        call(channel, 4000)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert grown < 500_000
+        until(lambda: resources() <= first)
+        assert count_in_flight(channel) == 0
+    asyncio.run(main())
+    first = resources()
+    for _ in range(10):
+        with insecure_channel(NAME, registry, balancer=p2c()) as channel:
+            call(channel, 3)
+        channel = insecure_channel(NAME, registry)  # forgotten
+        next(EchoStub(channel).Many(b"n=2"))
+        del channel
+    until(lambda: resources() <= (first[0] + 2, first[1]))
+
+
+def test_methods_are_made_once(registry):
+    with insecure_channel(NAME, registry) as channel:
+        stubs = [EchoStub(channel) for _ in range(20)]
+        assert len({id(stub.Unary._method) for stub in stubs}) == 1
+        stubs[0].Unary(b"x")
+        assert len(stubs[0].Unary._method.callables) == 1
+        del stubs
+        gc.collect()
+        assert len(channel._methods) == 0
+
+
+def test_stats_and_telemetry(registry):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with insecure_channel(NAME, registry, balancer=wrr(), telemetry=Telemetry(provider)) as channel:
+        stub = EchoStub(channel)
+        stub.Unary(b"x", metadata=[("word", "hello")])
+        stub.Unary.future(b"x").result()
+        list(stub.Many(b"n=1"))
+        with pytest.raises(grpc.RpcError):
+            stub.Unary(b"fail=NOT_FOUND")
+        with call_options(idempotent=True), pytest.raises(grpc.RpcError):
+            stub.Unary(b"fail=ABORTED")
+        (row,) = channel.stats()
+        assert row.service == "echo"
+        assert row.n_instances == 3
+        assert row.n_in_flight == 0
+        n_attempts = row.n_calls
+        assert n_attempts == 4 + 6
+        assert row.n_failures == 6
+        assert len(exporter.get_finished_spans()) == n_attempts
+        names = {span.name for span in exporter.get_finished_spans()}
+        assert names == {method("Unary")[1:], method("Many")[1:]}
+
+    async def main():
+        exporter.clear()
+        async with aio.insecure_channel(NAME, registry, telemetry=Telemetry(provider)) as channel:
+            stub = EchoStub(channel)
+            await stub.Unary(b"x")
+            [message async for message in stub.Many(b"n=1")]
+            assert channel.stats()[0].n_calls == len(exporter.get_finished_spans()) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_child_is_not_held_up(registry, tmp_path):
+    """What a forked child does with a channel is grpcio's affair, but no lock of rota's is held."""
+    code = """
+import os, sys, threading
+import grpc
+from rota import Instance, MemoryRegistry
+from rota.clients.grpc import insecure_channel
+registry = MemoryRegistry()
+registry.publish("echo", Instance(sys.argv[1]))
+channel = insecure_channel("echo", registry)
+call = channel.unary_unary(sys.argv[2])
+call(b"x")
+held = threading.Event()
+
+def hold():
+    with channel.members._lock:
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    member = channel.members.take(registry.resolve("echo").instances[0], object())
+    channel.state_of(None, False)
+    os._exit(0 if member.connection is not None else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    address = registry.resolve("echo").instances[0].address
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, address, method("Unary")],
+        timeout=DEADLINE,
+        env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "1"},
+    )
+    assert done.returncode == 0
+
+
+def test_without_grpcio(tmp_path):
+    (tmp_path / "grpc.py").write_text("raise ImportError('no grpc')")
+    code = "import rota, rota.clients\nimport rota.clients.grpc"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert "pip install 'rota[grpc]'" in done.stderr
