@@ -1469,7 +1469,7 @@ def test_thousands_of_requests_of_tasks_leave_nothing(servers):
             finally:
                 tracemalloc.stop()
             assert grown < 160_000  # 400 bytes of each
-            await at_once(4000)
+            await at_once(2000)
             assert held()[0] <= before[0] + 4 * 3
             assert (held()[1], len(asyncio.all_tasks())) == before[1:]
             assert n_in_flight(client) == (0, 0)
@@ -1477,7 +1477,7 @@ def test_thousands_of_requests_of_tasks_leave_nothing(servers):
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
-    assert sum(n_requests(servers)) >= 5000
+    assert sum(n_requests(servers)) >= 3000
 
 
 def n_discovery_threads():

@@ -77,10 +77,10 @@ def split_target(path: bytes) -> tuple[str, bytes]:
     ValueError
         No service is named.
     """
-    first, slash, rest = path.lstrip(b"/").partition(b"/")
-    first, mark, query = first.partition(b"?")
+    path, mark, query = path.partition(b"?")  # a query may have slashes
+    first, _, rest = path.lstrip(b"/").partition(b"/")
     service = unquote(first.decode("ascii", "replace"))
-    return service_of(service), b"/" + rest if slash else b"/" + mark + query
+    return service_of(service), b"/" + rest + mark + query
 
 
 def origin_of(endpoint: str, origin: Any) -> str:
