@@ -323,3 +323,22 @@ def test_an_answer_that_comes_as_the_call_is_cancelled_is_let_go(resolver, deadl
             assert (await client.get("/")).status_code == 200  # there is a connection for it
 
     asyncio.run(main())
+
+
+def test_closing_goes_on_where_who_waits_for_it_is_cancelled(resolver):
+    async def main():
+        client = AsyncClient("orders", resolver)
+        for _ in range(2):
+            await client.get("/")
+        pools = [each.connection.pool for each in client._balanced._dialer.members.now()]
+        assert len(pools) == 2
+        closing = asyncio.ensure_future(client._balanced.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await client.aclose()
+        assert [pool.connections for pool in pools] == [[], []]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())

@@ -671,9 +671,10 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         """Close all connections, and what follows discovery where it is the transport's own."""
         self._held = None
         for connection in self._dialer.close():
-            await connection.pool.aclose()
+            self._close_soon(connection)  # whoever is cancelled here leaves none of them open
         if self._dialer.is_owner:
             await self._dialer.factory.close()
+        await asyncio.sleep(0)  # those that were let go just now are being closed after it
         if self._closings:
             await asyncio.wait(self._closings)
 
