@@ -298,3 +298,47 @@ def test_looking_for_a_service_ends_at_the_deadline():
         client.get("/")
     with Client("orders", Stuck(), timeout=0.1) as client, pytest.raises(NoInstance):
         client.get("/")
+
+
+@pytest.mark.parametrize("deadline", [None, 20.0])
+def test_an_answer_that_comes_as_the_call_is_cancelled_is_let_go(resolver, deadline):
+    async def main():
+        policy = RetryPolicy(deadline=deadline)
+        loop = asyncio.get_running_loop()
+        limits = httpx.Limits(max_connections=1)
+
+        async def trace(event, details):
+            if event == "http11.receive_response_headers.complete":
+                loop.call_soon(task.cancel)
+
+        async with AsyncClient("orders", resolver, policy=policy, limits=limits) as client:
+            for _ in range(4):
+                request = client.build_request("GET", "/?size=1000000")
+                request.extensions["trace"] = trace
+                task = asyncio.ensure_future(client.send(request))
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                (row,) = client.stats()
+                assert row.n_in_flight == 0
+            assert (await client.get("/")).status_code == 200  # there is a connection for it
+
+    asyncio.run(main())
+
+
+def test_closing_goes_on_where_who_waits_for_it_is_cancelled(resolver):
+    async def main():
+        client = AsyncClient("orders", resolver)
+        for _ in range(2):
+            await client.get("/")
+        pools = [each.connection.pool for each in client._balanced._dialer.members.now()]
+        assert len(pools) == 2
+        closing = asyncio.ensure_future(client._balanced.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await client.aclose()
+        assert [pool.connections for pool in pools] == [[], []]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())

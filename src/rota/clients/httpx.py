@@ -349,12 +349,14 @@ class Sending:
         Begun until now.
     refused : StatusError or None
         Of the last attempt, whose answer is to be closed, or given to the caller.
+    landed : httpx.Response or None
+        The answer of an attempt that was a task, until it is the caller's.
     own : Exception or None
         What was raised on the way and says nothing of the instance: by the body that is sent, by
         a function of the caller's. It ends the call, since a server may have seen a part of it.
     """
 
-    __slots__ = ("_end", "_timeouts", "n_attempts", "own", "refused", "request")
+    __slots__ = ("_end", "_timeouts", "landed", "n_attempts", "own", "refused", "request")
 
     def __init__(self, request: httpx.Request, deadline: float | None) -> None:
         self.request = request
@@ -362,6 +364,7 @@ class Sending:
         self._timeouts: Timeouts | None = None  # of the last attempt
         self.refused: StatusError | None = None
         self.own: Exception | None = None
+        self.landed: httpx.Response | None = None
         self.n_attempts = 0
 
     def answered(self) -> None:
@@ -618,7 +621,10 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
                 if told is not None:
                     told.end(error)
                 raise
-            return self._land(sending, instance, answer, AsyncBody, done, release, told)
+            response = self._land(sending, instance, answer, AsyncBody, done, release, told)
+            if self._deadline is not None:
+                sending.landed = response
+            return response
 
         arguments = self._arguments(request)
         try:
@@ -626,7 +632,14 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
             if service is None or self._loop is not loop:
                 self._held = service = await self._find(sending)
                 self._loop = loop
-            return await make_call_async(service.get_picker, attempt, *arguments)
+            answer = await make_call_async(service.get_picker, attempt, *arguments)
+            sending.landed = None
+            return answer
+        except asyncio.CancelledError:
+            if sending.landed is not None:  # between the attempt's task and us
+                landed, sending.landed = sending.landed, None
+                await landed.aclose()
+            raise
         except StatusError as error:
             if error is not sending.refused:
                 raise
@@ -658,9 +671,10 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         """Close all connections, and what follows discovery where it is the transport's own."""
         self._held = None
         for connection in self._dialer.close():
-            await connection.pool.aclose()
+            self._close_soon(connection)  # whoever is cancelled here leaves none of them open
         if self._dialer.is_owner:
             await self._dialer.factory.close()
+        await asyncio.sleep(0)  # those that were let go just now are being closed after it
         if self._closings:
             await asyncio.wait(self._closings)
 
