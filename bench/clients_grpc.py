@@ -3,7 +3,7 @@
 Both channels are in one process, and take turns call by call, so that the machine's noise is the
 same for both. The server is a process of its own on loopback, and gives the request back.
 
-    python bench/clients_grpc.py
+    python -m bench.clients_grpc
 """
 
 import asyncio
