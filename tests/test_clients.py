@@ -155,15 +155,15 @@ def test_closed_members_take_nobody():
     left = found.members.take(TWO, user)
     found.members.follow(change([ONE, TWO], (ONE,)))
     assert sorted(found.members.close()) == [ONE.address, TWO.address]
-    assert sorted(found.members.close()) == [ONE.address, TWO.address]  # those still used
     with pytest.raises(RuntimeError, match="closed"):
         found.members.take(THREE, user)
     with pytest.raises(RuntimeError, match="closed"):
         found.members.take(ONE, user)
+    assert found.closed == []  # they were given to who closed
     found.members.release(kept, user)
     found.members.release(left, user)
-    # They were given to who closed; those who were used then may have been connecting.
-    assert sorted(found.closed) == [ONE.address, TWO.address]
+    assert found.closed == [ONE.address, TWO.address]  # again: they may have been connecting
+    assert found.members.close() == []
 
 
 def test_a_connection_that_cannot_be_made():
@@ -221,6 +221,19 @@ def test_connections_are_closed_once_and_never_in_use(steps):
     assert all(is_closed[connection] != (connection in left) for connection in is_closed)
 
 
+def test_members_are_reached_without_a_use():
+    found = Connections()
+    member = found.members.reach(ONE)
+    assert found.members.reach(ONE) is found.members.take(ONE, object()) is member
+    assert found.members.n_calls == 1
+    found.members.follow(change([ONE, TWO], ()))
+    assert found.members.reach(TWO) is None
+    assert found.made == [ONE.address]
+    found.members.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        found.members.reach(THREE)
+
+
 def test_members_of_many_threads():
     found = Connections()
     n_threads, n_rounds = 4, 300
@@ -249,8 +262,9 @@ def test_members_of_many_threads():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_lock_that_the_parent_held_is_the_childs_to_take():
+def test_the_child_of_a_fork_has_connections_of_its_own():
     found = Connections()
+    found.members.take(ONE, object())
     is_held, is_done = threading.Event(), threading.Event()
 
     def hold():
@@ -266,8 +280,8 @@ def test_a_lock_that_the_parent_held_is_the_childs_to_take():
         import signal
 
         signal.alarm(10)
-        found.members.take(ONE, object())
-        os._exit(0)
+        found.members.take(ONE, object())  # though the lock was another thread's
+        os._exit(0 if found.made == [ONE.address] * 2 and not found.closed else 1)
     is_done.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
@@ -436,16 +450,16 @@ def dialer(discovery=None, **options):
     return Dialer(BalancerFactory, discovery, **{**found, **options})
 
 
-def arguments_of(found, *arguments, **options):
-    """Return the arguments of a call, by name."""
+def asked(found, request, is_idempotent=True, can_repeat=True):
+    """Return what a call of this request is made with, by name."""
     names = ("policy", "ctx", "request", "filters", "key", "is_open", "rest")
-    return dict(zip(names, found.arguments(*arguments, **options), strict=True))
+    return dict(zip(names, found.arguments(request, is_idempotent, can_repeat), strict=True))
 
 
 def test_who_may_be_tried_again():
     found = dialer()
-    whole = arguments_of(found, request(), True)["policy"]
-    cautious = arguments_of(found, request(), False)["policy"]
+    whole = asked(found, request())["policy"]
+    cautious = asked(found, request(), False)["policy"]
     assert whole.retry_on is any_failure
     assert whole.may_follow(ConnectionResetError())
     assert whole.may_follow(ConnectionRefusedError())
@@ -453,17 +467,17 @@ def test_who_may_be_tried_again():
     assert cautious.may_follow(ConnectionRefusedError())
     assert isinstance(found.budget, RetryBudget)
     assert cautious.budget is None
-    assert arguments_of(found, request(), True, can_repeat=False)["policy"] is cautious
+    assert asked(found, request(), can_repeat=False)["policy"] is cautious
     with call_options(idempotent=True):
-        assert arguments_of(found, request(), False)["policy"] is whole
-        assert arguments_of(found, request(), False, can_repeat=False)["policy"] is cautious
+        assert asked(found, request(), False)["policy"] is whole
+        assert asked(found, request(), False, can_repeat=False)["policy"] is cautious
     with call_options(idempotent=False):
-        assert arguments_of(found, request(), True)["policy"] is cautious
+        assert asked(found, request())["policy"] is cautious
 
 
 def test_what_no_server_has_seen_is_retried_as_the_policy_allows():
     policy = RetryPolicy(retry_on=KeyError, max_attempts=9, deadline=7.0)
-    cautious = arguments_of(dialer(policy=policy), request(), False)["policy"]
+    cautious = asked(dialer(policy=policy), request(), False)["policy"]
     assert (cautious.max_attempts, cautious.deadline) == (9, 7.0)
     assert not cautious.may_follow(KeyError())
     assert not cautious.may_follow(ConnectionRefusedError())
@@ -472,27 +486,29 @@ def test_what_no_server_has_seen_is_retried_as_the_policy_allows():
 def test_filters_and_keys_of_a_call():
     first, second = version("v1"), where(lambda node: True)
     found = dialer(filters=[first])
-    assert arguments_of(found, request(), True)["filters"] == (first,)
+    assert asked(found, request())["filters"] == (first,)
     with call_options(filters=[second], key="unused"):
-        arguments = arguments_of(found, request(), True)
+        arguments = asked(found, request())
     assert arguments["filters"] == (first, second)
     assert arguments["key"] is None
-    assert arguments_of(dialer(), request(), True)["filters"] == ()
+    assert asked(dialer(), request())["filters"] == ()
 
     found = dialer(balancer=rota.ConsistentHash, key=header("user"))
-    assert arguments_of(found, request(user="u7"), True)["key"] == "u7"
+    assert asked(found, request(user="u7"))["key"] == "u7"
     with call_options(key=0):
-        assert arguments_of(found, request(user="u7"), True)["key"] == 0
-    keys = {arguments_of(found, request(), True)["key"] for _ in range(20)}
-    assert len(keys) == 20
+        assert asked(found, request(user="u7"))["key"] == 0
+    assert len({asked(found, request())["key"] for _ in range(20)}) == 20
 
 
 def test_a_picker_is_handed_the_request():
     found = dialer(balancer=WeightedRoundRobinBalancer())
-    asked = request()
-    arguments = arguments_of(found, asked, True)
-    assert arguments["request"] is asked
+    sent = request()
+    arguments = asked(found, sent)
+    assert arguments["request"] is sent
     assert (arguments["filters"], arguments["key"]) == ((), None)
+    for options in ({"key": 0}, {"filters": [version("v1")]}):
+        with call_options(**options), pytest.raises(TypeError, match="filters and key are for"):
+            asked(found, sent)
     with Peer() as peer:
         found.begin(TWO, object())
     assert peer.node is TWO
@@ -551,6 +567,28 @@ def test_a_shared_factory_tells_of_changes_until_the_end():
         assert (closed, kept) == ([TWO.address], [])
         with pytest.raises(RuntimeError, match="closed"):
             other.begin(ONE, object())
+
+
+def test_who_is_in_another_service_keeps_the_connection():
+    registry = MemoryRegistry()
+    registry.publish("orders", ONE, TWO)
+    registry.publish("users", TWO, THREE)
+    with BalancerFactory(registry, as_balancer(p2c())) as factory:
+        factory.get("orders")
+        factory.get("users")
+        closed, is_told = [], threading.Event()
+        found = dialer(factory, close=closed.append)
+        factory.add_rebalance_hook(lambda change: is_told.set())
+        for instance in (ONE, TWO, THREE):
+            user = object()
+            found.members.release(found.begin(instance, user), user)
+        registry.withdraw("orders", TWO.address)
+        assert is_told.wait(30)
+        is_told.clear()
+        assert closed == []
+        registry.withdraw("users", TWO.address)
+        assert is_told.wait(30)
+        assert closed == [TWO.address]
 
 
 def test_a_forgotten_dialer_is_let_go_by_its_factory():

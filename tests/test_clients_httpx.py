@@ -1016,6 +1016,12 @@ def test_the_deadline_ends_all_attempts(way, servers):
     assert way.run(client.get("/")).status_code == 200
 
 
+def test_the_deadline_is_not_of_the_body(way, servers):
+    client = way.client(registry(servers), policy=retrying(9, deadline=0.5), timeout=30)
+    response = way.run(client.get("/?chunks=8&pause=0.12"))
+    assert len(response.content) == 8192
+
+
 def test_a_deadline_that_is_far_changes_nothing(way, servers):
     client = way.client(registry(servers), policy=retrying(3, deadline=100.0))
     assert way.run(client.get("/?status=503&at=s0,s1")).json()["by"] == "s2"
@@ -1425,22 +1431,22 @@ def test_thousands_of_requests_of_threads_leave_nothing(servers):
             before = held()
             tracemalloc.start()
             try:
-                at_once(100)
+                at_once(40)
                 gc.collect()
                 n_bytes = tracemalloc.get_traced_memory()[0]
-                at_once(400)
+                at_once(200)
                 gc.collect()
                 grown = tracemalloc.get_traced_memory()[0] - n_bytes
             finally:
                 tracemalloc.stop()
-            assert grown < 160_000  # 400 bytes of each
+            assert grown < 100_000  # 500 bytes of each
             at_once(4000)
             # Each thread may have had a connection to each server.
             assert held()[0] <= before[0] + 4 * 3
             assert held()[1] == before[1]
         assert n_in_flight(client) == (0, 0)
     assert sum(map(connections_to, servers)) == 0
-    assert sum(n_requests(servers)) >= 5000
+    assert sum(n_requests(servers)) >= 4700
 
 
 def test_thousands_of_requests_of_tasks_leave_nothing(servers):
@@ -1460,15 +1466,15 @@ def test_thousands_of_requests_of_tasks_leave_nothing(servers):
             before = (*held(), len(asyncio.all_tasks()))
             tracemalloc.start()
             try:
-                await at_once(100)
+                await at_once(40)
                 gc.collect()
                 n_bytes = tracemalloc.get_traced_memory()[0]
-                await at_once(400)
+                await at_once(200)
                 gc.collect()
                 grown = tracemalloc.get_traced_memory()[0] - n_bytes
             finally:
                 tracemalloc.stop()
-            assert grown < 160_000  # 400 bytes of each
+            assert grown < 100_000  # 500 bytes of each
             await at_once(2000)
             assert held()[0] <= before[0] + 4 * 3
             assert (held()[1], len(asyncio.all_tasks())) == before[1:]
@@ -1477,7 +1483,7 @@ def test_thousands_of_requests_of_tasks_leave_nothing(servers):
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
-    assert sum(n_requests(servers)) >= 3000
+    assert sum(n_requests(servers)) >= 2700
 
 
 def n_discovery_threads():
@@ -1613,10 +1619,67 @@ def test_a_forgotten_client_leaves_nothing(way, servers):
     way.until(lambda: n_discovery_threads() == n_threads)
 
 
+FORKED = """
+import os, signal, sys, threading, traceback
+from rota.clients.httpx import Client
+from rota.discovery import StaticResolver
+
+addresses = sys.argv[2:]
+client = Client("orders", StaticResolver({"orders": addresses}), timeout=10)
+
+def check(name, n):
+    for k in range(n):
+        answer = client.get(f"/{name}/{k}").json()["target"]
+        assert answer == f"/{name}/{k}", answer
+
+check("parent", len(addresses))
+is_ending = False
+
+def be_busy(name):
+    k = 0
+    while not is_ending:
+        client.get("/busy")
+
+threads = [threading.Thread(target=be_busy, args=(f"t{n}",)) for n in range(int(sys.argv[1]))]
+for thread in threads:
+    thread.start()
+status = 0
+for n in range(5):
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            check(f"child{n}", 100)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    try:
+        check(f"parent{n}", 100)
+    finally:
+        status = status or os.waitpid(child, 0)[1]
+        is_ending = is_ending or status != 0
+    if status:
+        break
+is_ending = True
+for thread in threads:
+    thread.join()
+client.close()
+print("status", status)
+"""
+
+
 def run_python(code, *arguments):
     """Run a program of Python; return its CompletedProcess."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("n_threads", [0, 3])
+def test_the_child_of_a_fork(servers, n_threads):
+    done = run_python(FORKED, str(n_threads), *(member.address for member in servers))
+    assert (done.stdout, done.returncode) == ("status 0\n", 0), done.stderr
 
 
 LEFT_OPEN = """
