@@ -151,12 +151,21 @@ def certificates(directory: Path, *names: str) -> tuple[str, tuple[str, str]]:
         str(directory / name)
         for name in ("ca.pem", "ca.key", "server.key", "server.csr", "server.pem", "server.ext")
     )
-    Path(extensions).write_text(
-        "subjectAltName=" + ",".join(f"DNS:{name}" for name in names) + "\n"
-    )
+    # Python 3.13 wants all that RFC 5280 does.
+    usages = "keyUsage=critical,keyCertSign,cRLSign"
+    said = [
+        "subjectAltName=" + ",".join(f"DNS:{name}" for name in names),
+        "basicConstraints=CA:FALSE",
+        "keyUsage=critical,digitalSignature",
+        "authorityKeyIdentifier=keyid",
+    ]
+    Path(extensions).write_text("\n".join(said) + "\n")
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     for arguments in (
-        ["req", "-x509", *kind, "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", "/CN=CA"],
+        [
+            *("req", "-x509", *kind, "-keyout", ca_key, "-out", ca),
+            *("-days", "2", "-subj", "/CN=CA", "-addext", usages),
+        ],
         ["req", "-new", *kind, "-keyout", key, "-out", request, "-subj", f"/CN={names[0]}"],
         [
             *("x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial"),
