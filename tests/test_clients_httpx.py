@@ -31,13 +31,14 @@ from rota.clients.httpx import (
     AsyncClient,
     BalancedTransport,
     Client,
+    DeadlineError,
     NoInstance,
 )
 from rota.discovery import Instance, StaticResolver
 from rota.discovery.memory import MemoryRegistry
 from rota.loadbalance import AsyncBalancerFactory, BalancerFactory, WeightedRoundRobinBalancer
 from rota.outcome import outcome_of
-from rota.retry import RetryBudget, RetryPolicy, any_failure
+from rota.retry import DeadlineExceeded, RetryBudget, RetryPolicy, any_failure
 from rota.selector import (
     NoAvailableInstance,
     Peer,
@@ -1016,6 +1017,15 @@ def test_the_deadline_ends_all_attempts(way, servers):
     assert way.run(client.get("/")).status_code == 200
 
 
+def test_a_deadline_that_has_passed_is_told_of(way, servers):
+    client = way.client(registry(servers), policy=retrying(9, deadline=0.2), timeout=60)
+    for method in ("GET", "POST"):
+        with pytest.raises(DeadlineError) as caught:
+            way.run(client.request(method, "/?wait=50"))
+        assert isinstance(caught.value, httpx.TimeoutException)
+        assert isinstance(caught.value, DeadlineExceeded)
+
+
 def test_the_deadline_is_not_of_the_body(way, servers):
     client = way.client(registry(servers), policy=retrying(9, deadline=0.5), timeout=30)
     response = way.run(client.get("/?chunks=8&pause=0.12"))
@@ -1225,6 +1235,56 @@ def test_cancelled_anywhere(servers, method, url):
             for _ in range(6):
                 assert (await client.get("/")).status_code == 200
         assert sum(map(connections_to, servers)) == 0
+
+    asyncio.run(main())
+
+
+def test_cancelled_when_the_answer_is_there(servers):
+    async def main():
+        recorder = Recorder(engine(rota.LeastRequest))
+        policy = retrying(3, deadline=10.0)  # so that each attempt is a task of its own
+        options = _cheap({"balancer": recorder, "policy": policy})
+        async with AsyncClient(NAME, registry(servers), **options) as client:
+            await client.get("/")
+            there = asyncio.all_tasks()
+            for _ in range(5):
+                task = asyncio.ensure_future(client.get("/"))
+                while not (tasks := asyncio.all_tasks() - there - {task}):
+                    await asyncio.sleep(0)
+                for attempt in tasks:
+                    attempt.add_done_callback(lambda _, task=task: task.cancel())
+                await asyncio.wait([task])
+                # Nobody has the answer: it is closed, and not left to the collection of garbage.
+                assert n_in_flight(client)[0] == 0
+                assert recorder.n_open == 0
+            assert max(map(connections_to, servers)) <= 1
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+def test_cancellations_use_no_connections_up(servers):
+    async def main():
+        async with AsyncClient(NAME, registry(servers[:1]), **_cheap({})) as client:
+            await client.get("/")
+            n_steps = 30
+            for k in range(20 * n_steps):
+                task = asyncio.ensure_future(client.get("/"))
+                for _ in range(k % n_steps):
+                    await asyncio.sleep(0)
+                    if task.done():
+                        break
+                else:
+                    await asyncio.sleep(0.0002 * (k % 5))
+                task.cancel()
+                await asyncio.wait([task])
+            await client.get("/")
+            # Now and then httpcore keeps one that was cancelled as it was taken.
+            assert connections_to(servers[0]) <= 15
 
     asyncio.run(main())
 
@@ -1726,6 +1786,7 @@ def test_what_is_left_open_keeps_no_program_running(servers):
         ({"discovery": "orders"}, TypeError, "discovery.*'orders'"),
         ({"key": 1}, TypeError, "key must be a callable of a request, got 1"),
         ({"key": header("a"), "balancer": wrr()}, TypeError, "key is for selectors"),
+        ({"policy": 1}, TypeError, "policy must be a RetryPolicy or None, got 1"),
         ({"balancer": 1}, TypeError, "balancer.*1"),
         ({"balancer": int}, TypeError, "balancer must be a type of picker, got <class 'int'>"),
         ({"filters": 1}, TypeError, "filters"),
