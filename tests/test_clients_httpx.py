@@ -1267,28 +1267,6 @@ def test_cancelled_when_the_answer_is_there(servers):
         gc.enable()
 
 
-def test_cancellations_use_no_connections_up(servers):
-    async def main():
-        async with AsyncClient(NAME, registry(servers[:1]), **_cheap({})) as client:
-            await client.get("/")
-            n_steps = 30
-            for k in range(20 * n_steps):
-                task = asyncio.ensure_future(client.get("/"))
-                for _ in range(k % n_steps):
-                    await asyncio.sleep(0)
-                    if task.done():
-                        break
-                else:
-                    await asyncio.sleep(0.0002 * (k % 5))
-                task.cancel()
-                await asyncio.wait([task])
-            await client.get("/")
-            # Now and then httpcore keeps one that was cancelled as it was taken.
-            assert connections_to(servers[0]) <= 15
-
-    asyncio.run(main())
-
-
 def test_cancelled_while_a_service_is_looked_for(servers):
     class Late(StaticResolver):
         async def resolve(self, service):

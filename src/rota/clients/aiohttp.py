@@ -245,7 +245,7 @@ class BalancedMiddleware:
             connect=_connect,
             close=_let_go,
         )
-        self._deadline = None if policy is None else policy.deadline
+        self._deadline = self._dialer.deadline
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: ClientHandlerType

@@ -159,6 +159,11 @@ class Dialer(Generic[F, C]):
         return None if self._is_keyed or not self.is_selecting else self._filters
 
     @property
+    def deadline(self) -> float | None:
+        """Seconds for a call with all its attempts, or None."""
+        return self._policy.deadline
+
+    @property
     def budget(self) -> RetryBudget | None:
         """What lets retries through; None where all are."""
         return self._policy.budget

@@ -192,6 +192,10 @@ class Ending:
         if done is not unheard:
             done(DoneInfo(error, self.headers, True, True))
 
+    def hush(self) -> None:
+        """Leave the balancer out: it has heard of the end already."""
+        self._done = unheard
+
     def __del__(self) -> None:
         if not self.is_told:
             if self._told is not None:

@@ -165,7 +165,6 @@ class Transport:
         if not isinstance(limits, httpx.Limits):
             raise TypeError(f"limits must be httpx.Limits, got {limits!r}")
         self._endpoint = endpoint
-        self._deadline = None if policy is None else policy.deadline
         self._retry_statuses = as_statuses(retry_statuses)
         self._telemetry = as_telemetry(telemetry)
         self._options = {
@@ -187,6 +186,7 @@ class Transport:
             connect=self._connect,
             close=self._let_go,
         )
+        self._deadline = self._dialer.deadline
 
     def stats(self) -> list[ServiceStats]:
         """Return what has been counted: one row, of the service. O(instances); any thread."""
@@ -382,7 +382,7 @@ class Sending:
 
     def is_late(self) -> bool:
         """Whether the deadline has passed."""
-        return self._end is not None and monotonic() >= self._end
+        return self._end is not None and monotonic() >= self._end - LEAST_TIMEOUT
 
     def told(
         self, telemetry: Telemetry, instance: Instance, headers: list[tuple[bytes, bytes]]
@@ -552,6 +552,10 @@ class BalancedTransport(Transport, httpx.BaseTransport):
             if error is not sending.refused:
                 raise
             return sending.give_up()
+        except httpx.TimeoutException as error:
+            if sending.is_late():  # it was cut to what was left
+                raise DeadlineError(str(error), request=request) from error
+            raise
         except CancelledError:
             if sending.own is None:
                 raise
@@ -638,12 +642,18 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         except asyncio.CancelledError:
             if sending.landed is not None:  # between the attempt's task and us
                 landed, sending.landed = sending.landed, None
+                assert isinstance(landed.stream, AsyncBody)
+                landed.stream.hush()
                 await landed.aclose()
             raise
         except StatusError as error:
             if error is not sending.refused:
                 raise
             return sending.give_up()
+        except httpx.TimeoutException as error:
+            if sending.is_late():  # it was cut to what was left
+                raise DeadlineError(str(error), request=request) from error
+            raise
         except CancelledError:
             if sending.own is None:
                 raise
