@@ -380,6 +380,15 @@ def test_what_a_server_has_seen(tmp_path):
             with call_options(idempotent=True), pytest.raises(grpc.RpcError):
                 stub.Unary(b"id=99 fail=INVALID_ARGUMENT")
             assert count(servers, "id=99 ") == 1
+            # One that is being stopped says CANCELLED, and the caller has cancelled nothing.
+            with pytest.raises(grpc.RpcError) as raised:
+                stub.Unary(b"id=60 fail=CANCELLED")
+            assert raised.value.code() is grpc.StatusCode.CANCELLED
+            assert count(servers, "id=60 ") == 1
+            with call_options(idempotent=True):
+                for _ in range(2):
+                    assert who(stub.Unary(b"id=61 fail=CANCELLED on=a")) == "b"
+                    assert who(stub.Unary.future(b"id=61 fail=CANCELLED on=b").result()) == "a"
             # It dies in the middle.
             until(lambda: who(stub.Unary(b"x")) == "b")  # a is next
             with pytest.raises(grpc.RpcError):
@@ -1273,7 +1282,7 @@ class Traffic:
         lost = {k: error for k, error in self.failed.items() if self.is_idempotent(k)}
         assert not lost, lost
         for k, error in self.failed.items():  # a server had them, or may have had
-            assert error.code() is UNAVAILABLE
+            assert error.code() in (UNAVAILABLE, grpc.StatusCode.CANCELLED)
             assert not connect_failure(error)
             assert n_times[k] <= 1
 
@@ -1324,18 +1333,31 @@ def test_one_of_three_is_killed(tmp_path, balancer):
     go_wrong(tmp_path, what, balancer())
 
 
-def test_rolling_restart(tmp_path):
-    """Servers that end in peace lose nothing at all."""
+@pytest.mark.parametrize("is_announced", [False, True])
+def test_rolling_restart(tmp_path, is_announced):
+    """A server that ends in peace refuses some calls; one that leaves the registry before, none."""
 
     def what(servers, registry, traffic):
         for server in servers:
+            if is_announced:
+                publish(registry, [each for each in servers if each is not server])
+                until(lambda server=server: is_at_rest(server))
             server.stop()
             server.start()
+            publish(registry, servers)
             n = len(server.received())
             until(lambda server=server, n=n: len(server.received()) > n)
-        assert not traffic.failed
+        if is_announced:
+            assert not traffic.failed
 
     go_wrong(tmp_path, what, wrr())
+
+
+def is_at_rest(server):
+    """Whether it receives nothing any more."""
+    n = len(server.received())
+    time.sleep(0.3)
+    return len(server.received()) == n
 
 
 def test_who_is_frozen_is_avoided(tmp_path):

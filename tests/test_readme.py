@@ -35,6 +35,7 @@ def examples_of(page):
 NEEDED = {
     "README.md": {"ETCD": "greeters"},
     "clients.md": {"RESOLVER": "resolver"},
+    "clients_grpc.md": {"RESOLVER": "rpc_resolver"},
     "clients_httpx.md": {"RESOLVER": "resolver"},
     "etcd.md": {"ETCD": "etcd"},
 }
@@ -55,6 +56,14 @@ def resolver(tmp_path):
             Instance(member.address, service="helloworld", version=version)
             for member, version in zip(members, "112", strict=True)
         ]
+        yield StaticResolver({"helloworld": instances})
+
+
+@pytest.fixture
+def rpc_resolver():
+    """Knows two real servers of gRPC as "helloworld", of versions 1 and 2."""
+    with health_server() as one, health_server() as two:
+        instances = [Instance(one, version="1"), Instance(two, version="2")]
         yield StaticResolver({"helloworld": instances})
 
 

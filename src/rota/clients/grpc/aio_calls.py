@@ -36,6 +36,7 @@ _NOTHING: Any = object()
 
 # As grpcio says it.
 _MIXED = "The iterator and read/write APIs may not be mixed on a single RPC."
+_BY_CALLER = (CANCELLED_DETAILS, "Cancelled upon garbage collection!")
 _FINISHED = "RPC already finished."
 
 
@@ -169,9 +170,9 @@ class Run:
             use.tell_well(call)
             return
         error = _error_of(call, code)
-        may_repeat = judge(error, use, channel.rest)
+        may_repeat = channel.may_repeat(error, use)
         use.tell(error, error.trailing_metadata())
-        if may_repeat and not self.is_committed and not call.cancelled():
+        if may_repeat and not self.is_committed and error.details() not in _BY_CALLER:
             self.call = None
             loop = asyncio.get_running_loop()
             go = self._go_on(error, use.member.instance)
@@ -362,7 +363,7 @@ class Run:
             if not method.takes_stream:
                 self.first = await _next(self.messages)
         except grpc.aio.AioRpcError as error:
-            may_repeat = judge(error, use, rest)
+            may_repeat = self.channel.may_repeat(error, use)
             use.tell(error, error.trailing_metadata())
             if (
                 may_repeat

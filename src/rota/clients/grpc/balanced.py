@@ -14,6 +14,7 @@ from rota.clients.grpc.calls import (
     Use,
     as_idempotent,
     end_of,
+    judge,
     ready_of,
 )
 from rota.clients.grpc.subchannels import (
@@ -236,6 +237,10 @@ class Balanced:
         except BaseException as error:
             use.tell(error)
             raise
+
+    def may_repeat(self, error: Any, use: Use) -> bool:
+        """Take notice of the error of an attempt; return whether another may follow, by that."""
+        return judge(error, use, self.rest) and not self.is_closed
 
     # -- state ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from rota.clients.dialing import Arguments
+from rota.clients.grpc.errors import CallError
 from rota.clients.grpc.subchannels import READY, Subchannel, Suspects
 from rota.clients.members import Member, Members
 from rota.clients.telemetry import RpcAttempt
@@ -243,10 +244,17 @@ class Attempts:
             raise NoAvailableInstance("no instance is available")
         return self._course.pause()
 
-    def goes_on(self, error: BaseException) -> bool:
-        """Whether another attempt follows one that ended with this error."""
+    def goes_on(self, error: Any) -> bool:
+        """Whether another attempt follows one that ended with this error, and not by the caller.
+
+        A server that is being stopped says CANCELLED to calls that it has no time for. That is no
+        cancellation but a failure: where it is the last error it is UNAVAILABLE.
+        """
         if self._is_ready is not None and getattr(error, "unsent", False) is True:
             return True
+        if error.code() is grpc.StatusCode.CANCELLED:
+            failure = CallError(UNAVAILABLE, f"cancelled by the server: {error.details()}")
+            failure.__cause__, error = error, failure
         course = self._course
         if course is None:
             course = self._course = Course(self._policy, self._end)

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 
 from rota.clients.grpc.balanced import CLOSED, Balanced
-from rota.clients.grpc.calls import Attempts, Headers, Use, judge, left_of
+from rota.clients.grpc.calls import Attempts, Headers, Use, left_of
 from rota.clients.grpc.errors import DeadlineError, NoInstance
 from rota.clients.grpc.running import BalancedCall, Requests, Run
 from rota.clients.grpc.subchannels import (
@@ -245,13 +245,15 @@ class Channel(Balanced, grpc.Channel):
         error: grpc.RpcError,
     ) -> Any:
         """Return the response of a call whose first attempt has failed with an error, or raise."""
-        may_repeat = judge(error, use, self.rest)
+        may_repeat = self.may_repeat(error, use)
         use.tell(error, error.trailing_metadata())
+        if not may_repeat:
+            raise error
         arguments = self.arguments_of(method, request, metadata)
         first = use.member.instance
         attempts = self.attempts_of(self.find(end, None), arguments, end, None, first)
         try:
-            if not may_repeat or not attempts.goes_on(error):
+            if not attempts.goes_on(error):
                 raise error
             return self._go_on(method, request, end, metadata, options, attempts, 1)[0]
         finally:
@@ -291,7 +293,7 @@ class Channel(Balanced, grpc.Channel):
                     compression,
                 )
             except grpc.RpcError as error:
-                may_repeat = judge(error, use, self.rest)
+                may_repeat = self.may_repeat(error, use)
                 use.tell(error, error.trailing_metadata())
                 if requests is not None:
                     may_repeat &= requests.may_repeat(error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from rota.clients.dialing import Arguments
-from rota.clients.grpc.calls import Attempts, Use, judge, left_of
+from rota.clients.grpc.calls import Attempts, Use, left_of
 from rota.clients.grpc.errors import CANCELLED_DETAILS, CallError, DeadlineError, NoInstance
 from rota.clients.grpc.subchannels import Method
 from rota.discovery import Instance
@@ -335,7 +335,7 @@ class Run:
             error = None if code is grpc.StatusCode.OK else call
             goes_on = False
             if error is not None:
-                may_repeat = judge(error, attempt.use, self._channel.rest)
+                may_repeat = self._channel.may_repeat(error, attempt.use)
                 if requests is not None:
                     may_repeat &= requests.may_repeat(error)
                 goes_on = (
