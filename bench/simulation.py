@@ -191,16 +191,39 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+@dataclass(frozen=True)
+class Requests:
+    """What comes, whoever balances it; a list each, one number a request.
+
+    Seconds after the one before, which client sends it, the work in it (the mean is 1), and the
+    luck: where that is below a backend's `failing`, it is refused.
+    """
+
+    gap: list[float]
+    client: list[int]
+    work: list[float]
+    luck: list[float]
+
+
+def drawn(scenario: Scenario, seed: int) -> Requests:
+    """Return the requests of a scenario."""
+    n = scenario.requests
+    random = np.random.default_rng(seed)
+    rate = scenario.load * sum(backend.capacity for backend in scenario.backends)
+    mean_gap = scenario.think if scenario.callers else 1 / rate
+    return Requests(
+        random.exponential(mean_gap, n).tolist(),
+        random.integers(scenario.clients, size=n).tolist(),
+        scenario.work(random, n).tolist(),
+        random.random(n).tolist(),
+    )
+
+
 def run(scenario: Scenario, policy: Policy, seed: int) -> Outcome:
     """Send all requests, each where its client's picker says."""
     n, backends = scenario.requests, scenario.backends
-    random = np.random.default_rng(seed)
-    rate = scenario.load * sum(backend.capacity for backend in backends)
-    mean_gap = scenario.think if scenario.callers else 1 / rate
-    gap = random.exponential(mean_gap, n).tolist()
-    client = random.integers(scenario.clients, size=n).tolist()
-    work = scenario.work(random, n).tolist()
-    luck = random.random(n).tolist()
+    requests = drawn(scenario, seed)
+    gap, client, work, luck = requests.gap, requests.client, requests.work, requests.luck
 
     cluster = Cluster(backends)
     pickers = [policy(cluster, seed * 1_000 + k) for k in range(scenario.clients)]
