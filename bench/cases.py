@@ -41,7 +41,6 @@ import itertools
 import pickle
 import random
 import re
-import shutil
 import time
 import tracemalloc
 from array import array
@@ -51,7 +50,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from math import gcd
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,6 +59,7 @@ from typing import Any
 import mmh3
 import numpy as np
 
+from bench.extension import compiled, loaded
 from rota import (
     ConsistentHashBalancer,
     ConsistentHashOptions,
@@ -614,30 +613,8 @@ def bytes_held(make: Callable[[], Any]) -> int:
 @cache
 def floor_class() -> Any:
     """Compile floor.pyx as the kernels are compiled and return its class, once a session."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-    from setuptools.command.build_ext import build_ext
-
     with TemporaryDirectory() as folder:
-        source = shutil.copy(Path(__file__).with_name("floor.pyx"), folder)
-        options = {"extra_compile_args": ["-O3", "-g0"]}
-        extensions = cythonize(
-            [Extension("floor", [source], **options)],
-            compiler_directives={
-                "language_level": "3",
-                "binding": False,
-                "always_allow_keywords": False,
-            },
-            quiet=True,
-        )
-        command = build_ext(Distribution({"ext_modules": extensions}))
-        command.build_lib = command.build_temp = folder
-        command.ensure_finalized()
-        command.run()
-        spec = spec_from_file_location("floor", command.get_ext_fullpath("floor"))
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module.Floor
+        return loaded(compiled(Path(__file__).with_name("floor.pyx"), Path(folder))).Floor
 
 
 def floor() -> Case:

@@ -31,7 +31,11 @@ from pathlib import Path
 from timeit import Timer
 
 import numpy as np
-from cases import (
+from rich.console import Console
+from rich.table import Table
+
+import rota
+from bench.cases import (
     AT_RANDOM,
     BALANCERS,
     CHANGE_SIZES,
@@ -74,10 +78,6 @@ from cases import (
     table_bytes,
     weights,
 )
-from rich.console import Console
-from rich.table import Table
-
-import rota
 
 STEMS = (
     *CLASSES,

@@ -55,10 +55,10 @@ def picks(Picker picker not None, const int64_t[::1] port, Py_ssize_t count):
 
 def empty_picks(const int64_t[::1] port, Py_ssize_t count):
     """Do the same without a pick."""
-    cdef Py_ssize_t k, i = 0, n = port.shape[0]
+    cdef Py_ssize_t _k, i = 0, n = port.shape[0]
     cdef int64_t total = 0
     with nogil:
-        for k in range(count):
+        for _k in range(count):
             total += port[i]
             i = i + 1 if i + 1 < n else 0
     return total

@@ -234,9 +234,9 @@ class Group:
         """Yield what an operation takes, of every system that has it."""
         counts: dict[str, int] = {}
         for system, peer in self.peers.items():
-            if operation not in ("pick", "call", "filtered", "batch"):
-                if self.seconds_to_make[system] > LONGEST_BUILD:
-                    continue
+            is_warm = operation in ("pick", "call", "filtered", "batch")
+            if not is_warm and self.seconds_to_make[system] > LONGEST_BUILD:
+                continue
             try:
                 counts[system] = self._calibrated(peer, operation)
             except RefusedError:
@@ -249,9 +249,7 @@ class Group:
             if k >= FEWEST_ROUNDS and time.perf_counter() - began > LONGEST_OPERATION:
                 break
             for system in self.order.sample(list(counts), len(counts)):
-                answer = self.peers[system].ask(
-                    "time", operation=operation, count=counts[system]
-                )
+                answer = self.peers[system].ask("time", operation=operation, count=counts[system])
                 ns = answer["ns"] - answer.get("empty_ns", 0)
                 samples[system].append(max(ns, 0) / counts[system])
         for system, values in samples.items():

@@ -218,5 +218,3 @@ def _load(
     return Load(
         system, policy, found.p50, found.p99, found.p99_9, found.errors, found.failing, found.slow
     )
-
-
