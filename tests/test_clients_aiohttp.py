@@ -540,7 +540,7 @@ def test_nobody_is_there():
         found = MemoryRegistry()
         async with client_session(NAME, found) as session:
             for error in (NoInstance, aiohttp.ClientConnectionError, NoAvailableInstance):
-                with pytest.raises(error):
+                with pytest.raises(error, match="orders: no instance is available"):
                     await session.get("/")
             found.publish("orders", Instance("127.0.0.1:1", 0))
             with pytest.raises(NoInstance):

@@ -1059,7 +1059,8 @@ def test_nobody_is_there(way):
 
 def test_a_service_that_is_not_known(way):
     client = way.client(StaticResolver({"users": ["127.0.0.1:1"]}))
-    with pytest.raises(NoInstance, match="'orders' is not among the 1 services") as caught:
+    said = "orders: 'orders' is not among the 1 services"
+    with pytest.raises(NoInstance, match=said) as caught:
         way.run(client.get("/"))
     assert isinstance(caught.value.__cause__, LookupError)
 
@@ -1778,7 +1779,7 @@ def test_what_is_left_open_keeps_no_program_running(servers):
         ({"retry_statuses": "503"}, TypeError, "retry_statuses.*'503'"),
         ({"retry_statuses": [True]}, TypeError, "retry_statuses.*True"),
         ({"telemetry": 1}, TypeError, "telemetry.*1"),
-        ({"base_url": "http://a/"}, TypeError, "base_url"),
+        ({"base_url": "http://a/"}, TypeError, "base_url is the client's own"),
         ({"no_such": 1}, TypeError, "no_such"),
     ],
     ids=str,

@@ -29,6 +29,7 @@ from rota import (
     WeightedRoundRobinBalancer,
 )
 from rota.clients import snapshot
+from rota.clients.aiohttp import client_session
 from rota.clients.httpx import AsyncClient, Client
 from rota.clients.members import Members
 from rota.clients.prometheus import RotaCollector
@@ -116,6 +117,23 @@ def test_async_client(server):
     found = asyncio.run(main())
     assert found["rota_client_requests_total"] == {
         (f"127.0.0.1:{server.port}", "AsyncClient", "orders"): 1
+    }
+
+
+def test_session_of_aiohttp(server):
+    """A session is aiohttp's own: its connector says what there is to show."""
+
+    async def main():
+        resolver = StaticResolver({"orders": [f"127.0.0.1:{server.port}"]})
+        async with client_session("orders", resolver, telemetry=False) as session:
+            collector = RotaCollector(session.connector)
+            async with session.get("/7") as response:
+                await response.read()
+            return scraped(collector)
+
+    found = asyncio.run(main())
+    assert found["rota_client_requests_total"] == {
+        (f"127.0.0.1:{server.port}", "BalancedConnector", "orders"): 1
     }
 
 
@@ -434,5 +452,5 @@ def test_without_packages():
     assert found.stdout.splitlines() == [
         "0",
         "rota.clients.prometheus needs prometheus-client: pip install 'rota[prometheus]'",
-        "telemetry needs opentelemetry-api 1.30 or later: rota[otel]",
+        "telemetry needs opentelemetry-api 1.30 or later: pip install 'rota[otel]'",
     ]

@@ -139,7 +139,13 @@ def split_address(instance: Instance, scheme: str) -> tuple[str, int]:
         host, port = address, str(PORTS[scheme])
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if (
+        not host
+        or "/" in host
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) < 65536
+    ):
         raise ValueError(f"address must be 'host:port', got {address!r}")
     return host, int(port)
 
