@@ -137,6 +137,22 @@ def test_session_of_aiohttp(server):
     }
 
 
+class Fleet(StaticResolver):
+    """Takes endpoints of its own."""
+
+    def target(self, endpoint):
+        return endpoint.removeprefix("fleet:///")
+
+
+def test_endpoints_of_a_resolver_of_ones_own(server):
+    resolver = Fleet({"orders": [f"127.0.0.1:{server.port}"]})
+    origin = "http://orders"
+    with Client("fleet:///orders", resolver, origin=origin, telemetry=False) as client:
+        client.get("/7")
+        (row,) = client.stats()
+    assert (row.service, row.n_calls) == ("fleet:///orders", 1)
+
+
 def test_before_and_after(server):
     """A client that has not called yet, or is closed, has nothing but its sums."""
     client = client_of(server.port)
