@@ -99,7 +99,10 @@ def origin_of(endpoint: str, origin: Any) -> str:
         The service's name cannot be a host's, and no origin is given; or that is none.
     """
     if origin is None:
-        service = service_of(endpoint)
+        try:
+            service = service_of(endpoint)
+        except ValueError as error:
+            raise ValueError(f"{error}; any other needs an origin") from None
         found = _split_origin(f"http://{service}")
         if found is None or ":" in service:
             raise ValueError(f"origin must be given for a service that is no host, got {service!r}")
