@@ -261,7 +261,7 @@ class Recorder:
     """A builder of selectors that remembers whom they chose, and how that ended."""
 
     def __init__(self, inner=None):
-        self.inner = wrr() if inner is None else inner
+        self.inner = wrr(start=0) if inner is None else inner
         self.n_begun = 0
         self.ends = []  # the error of each, in the order of ends
 
@@ -1764,7 +1764,7 @@ def test_what_is_left_open_keeps_no_program_running(servers):
         ({"discovery": None}, TypeError, "discovery must be a Resolver or a factory, got None"),
         ({"discovery": "orders"}, TypeError, "discovery.*'orders'"),
         ({"key": 1}, TypeError, "key must be a callable of a request, got 1"),
-        ({"key": header("a"), "balancer": wrr()}, TypeError, "key is for selectors"),
+        ({"key": header("a"), "balancer": wrr(start=0)}, TypeError, "key is for selectors"),
         ({"policy": 1}, TypeError, "policy must be a RetryPolicy or None, got 1"),
         ({"balancer": 1}, TypeError, "balancer.*1"),
         ({"balancer": int}, TypeError, "balancer must be a type of picker, got <class 'int'>"),
