@@ -39,6 +39,8 @@ from rota.loadbalance import (
 from rota.outcome import Outcome, outcome_of
 from rota.retry import RetryBudget, RetryPolicy, any_failure
 from rota.selector import (
+    Builder,
+    BuilderOf,
     Peer,
     engine,
     global_selector,
@@ -336,6 +338,12 @@ def test_filters_that_are_none(filters):
     assert current.get() is NO_OPTIONS
 
 
+def test_the_key_of_a_call_is_no_function():
+    with pytest.raises(TypeError, match="key must be the key"), call_options(key=header("x-user")):
+        pytest.fail("it was entered")
+    assert current.get() is NO_OPTIONS
+
+
 def request(**headers):
     return SimpleNamespace(headers=headers)
 
@@ -431,6 +439,22 @@ def test_none_is_the_global_selector_of_now():
 def test_balancers_that_are_none(balancer):
     with pytest.raises(TypeError, match="balancer must be"):
         as_balancer(balancer)
+
+
+class First:
+    """A balancer of Kratos' kind."""
+
+    def pick(self, nodes):
+        return nodes[0], nodes[0].pick()
+
+
+def test_balancers_of_ones_own_have_a_builder():
+    with pytest.raises(TypeError, match="First'> without select, update; of a type of balancer"):
+        as_balancer(First)
+    with pytest.raises(TypeError, match=r"must build selectors, as .* built .*First object"):
+        as_balancer(BuilderOf(First))
+    found = as_balancer(Builder(BuilderOf(First)))
+    assert found.get_picker(Result(True, "orders", (ONE, TWO))).select()[0] is ONE
 
 
 # ---- dialing
@@ -734,7 +758,17 @@ def test_addresses(address, scheme, found):
 
 @pytest.mark.parametrize(
     "address",
-    [":80", "orders:", "orders:0", "orders:65536", "orders:-1", "orders:x", "[]:1", "a:²"],
+    [
+        ":80",
+        "orders:",
+        "orders:0",
+        "orders:65536",
+        "orders:-1",
+        "orders:x",
+        "[]:1",
+        "a:²",
+        "http://a:1",
+    ],
 )
 def test_addresses_that_are_none(address):
     with pytest.raises(ValueError, match="address must be 'host:port', got"):

@@ -135,7 +135,7 @@ def count(servers, words):
 
 
 def test_kinds_of_calls(registry):
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         assert isinstance(channel, grpc.Channel)
         stub = EchoStub(channel)
         assert who(stub.Unary(b"x")) in "abc"
@@ -163,7 +163,7 @@ def test_kinds_of_calls(registry):
 
 def test_kinds_of_calls_asyncio(registry):
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             assert isinstance(channel, grpc.aio.Channel)
             stub = EchoStub(channel)
             call = stub.Unary(b"x", timeout=DEADLINE)
@@ -219,7 +219,7 @@ def test_kinds_of_calls_asyncio(registry):
 def test_weights(three):
     registry = MemoryRegistry()
     publish(registry, three, [5, 1, 1])
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         stub = EchoStub(channel)
         found = Counter(who(stub.Unary(b"x")) for _ in range(70))
         assert found == {"a": 50, "b": 10, "c": 10}
@@ -227,7 +227,7 @@ def test_weights(three):
         assert found == {"a": 50, "b": 10, "c": 10}
 
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             stub = EchoStub(channel)
             found = Counter([who(await stub.Unary(b"x")) for _ in range(70)])
             assert found == {"a": 50, "b": 10, "c": 10}
@@ -250,7 +250,7 @@ def test_filters_and_peer(registry):
         assert {who(message) for message in stub.Many(b"n=3")} == {"c"}
 
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             stub = EchoStub(channel)
             with Peer() as peer:
                 assert who(await stub.Unary(b"x")) == peer.node.version
@@ -315,7 +315,7 @@ def test_who_refuses_is_passed_over(tmp_path):
     with fleet(tmp_path, 2) as servers:
         publish(registry, servers)
         servers[0].kill()
-        with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+        with insecure_channel(NAME, registry, balancer=wrr(start=0), options=SOON) as channel:
             stub = EchoStub(channel)
             assert {who(stub.Unary(b"x")) for _ in range(10)} == {"b"}
             assert who(stub.Unary.future(b"x").result()) == "b"
@@ -329,7 +329,7 @@ def test_who_refuses_is_passed_over(tmp_path):
 
         async def main():
             async with aio.insecure_channel(
-                NAME, registry, balancer=wrr(), options=SOON
+                NAME, registry, balancer=wrr(start=0), options=SOON
             ) as channel:
                 stub = EchoStub(channel)
                 assert {who(await stub.Unary(b"x")) for _ in range(6)} == {"a", "b"}
@@ -351,7 +351,7 @@ def test_what_a_server_has_seen(tmp_path):
     with fleet(tmp_path, 2) as servers:
         publish(registry, servers)
         with insecure_channel(
-            NAME, registry, balancer=wrr(), idempotent=[method("Many")], options=SOON
+            NAME, registry, balancer=wrr(start=0), idempotent=[method("Many")], options=SOON
         ) as channel:
             stub = EchoStub(channel)
             for k in range(4):
@@ -403,7 +403,7 @@ def test_pushback(tmp_path):
     with fleet(tmp_path, 2) as servers:
         publish(registry, servers)
         with (
-            insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+            insecure_channel(NAME, registry, balancer=wrr(start=0), policy=policy) as channel,
             call_options(idempotent=True),
         ):
             stub = EchoStub(channel)
@@ -415,7 +415,7 @@ def test_pushback(tmp_path):
             assert count(servers, "id=2 ") == 2
         for said in ("-1", "soon"):
             with (
-                insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+                insecure_channel(NAME, registry, balancer=wrr(start=0), policy=policy) as channel,
                 call_options(idempotent=True),
             ):
                 stub = EchoStub(channel)
@@ -426,7 +426,7 @@ def test_pushback(tmp_path):
             assert count(servers, f"id={said} ") == 2
 
         async def main():
-            channel = aio.insecure_channel(NAME, registry, balancer=wrr(), policy=policy)
+            channel = aio.insecure_channel(NAME, registry, balancer=wrr(start=0), policy=policy)
             async with channel:
                 with call_options(idempotent=True):
                     call = EchoStub(channel).Unary(b"id=4 fail=UNAVAILABLE pushback=-1")
@@ -440,7 +440,7 @@ def test_pushback(tmp_path):
 def test_timeout_is_of_all_attempts(registry, three):
     policy = RetryPolicy(retry_on=lambda error: True, pause=0.01, max_pause=0.01, max_attempts=1000)
     with (
-        insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+        insecure_channel(NAME, registry, balancer=wrr(start=0), policy=policy) as channel,
         call_options(idempotent=True),
     ):
         stub = EchoStub(channel)
@@ -456,7 +456,9 @@ def test_timeout_is_of_all_attempts(registry, three):
         )
 
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel:
+        async with aio.insecure_channel(
+            NAME, registry, balancer=wrr(start=0), policy=policy
+        ) as channel:
             stub = EchoStub(channel)
             with call_options(idempotent=True):
                 call = stub.Unary(b"fail=UNAVAILABLE sleep=0.05", timeout=0.5)
@@ -474,7 +476,7 @@ def test_nothing_is_repeated_once_a_message_was_given(tmp_path):
     with fleet(tmp_path, 2) as servers:
         publish(registry, servers)
         with (
-            insecure_channel(NAME, registry, balancer=wrr()) as channel,
+            insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel,
             call_options(idempotent=True),
         ):
             stub = EchoStub(channel)
@@ -491,7 +493,7 @@ def test_nothing_is_repeated_once_a_message_was_given(tmp_path):
                 assert count(servers, f"id={10 + k}") == 1
 
         async def main():
-            async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
                 stub = EchoStub(channel)
                 with call_options(idempotent=True):
                     stream = stub.Many(b"id=2 n=4 fail=UNAVAILABLE")
@@ -510,7 +512,7 @@ def test_a_stream_that_fails_before_its_first_message_goes_on_elsewhere(tmp_path
     with fleet(tmp_path, 2) as servers:
         publish(registry, servers)
         with (
-            insecure_channel(NAME, registry, balancer=wrr()) as channel,
+            insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel,
             call_options(idempotent=True),
         ):
             stub = EchoStub(channel)
@@ -522,7 +524,7 @@ def test_a_stream_that_fails_before_its_first_message_goes_on_elsewhere(tmp_path
                 assert list(stream) == [b"a 0"]
 
         async def main():
-            async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
                 stub = EchoStub(channel)
                 for name, other in ("ab", "ba", "ab"):
                     with call_options(idempotent=True):
@@ -538,7 +540,7 @@ def test_a_stream_that_fails_before_its_first_message_goes_on_elsewhere(tmp_path
 
 def test_nobody(three):
     registry = MemoryRegistry()
-    with insecure_channel("discovery:///nobody", registry, balancer=wrr()) as channel:
+    with insecure_channel("discovery:///nobody", registry, balancer=wrr(start=0)) as channel:
         stub = EchoStub(channel)
         for make in (
             stub.Unary,
@@ -562,7 +564,9 @@ def test_nobody(three):
         assert not stream.cancel()
 
     async def main():
-        async with aio.insecure_channel("discovery:///nobody", registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(
+            "discovery:///nobody", registry, balancer=wrr(start=0)
+        ) as channel:
             stub = EchoStub(channel)
             call = stub.Unary(b"x")
             with pytest.raises(NoAvailableInstance) as raised:
@@ -605,7 +609,7 @@ class Broken:
 
 def test_the_registry_fails(three):
     resolver = Broken()
-    with insecure_channel(NAME, resolver, balancer=wrr()) as channel:
+    with insecure_channel(NAME, resolver, balancer=wrr(start=0)) as channel:
         with pytest.raises(NoInstance, match="the registry is away") as raised:
             EchoStub(channel).Unary(b"x")
         assert isinstance(raised.value.__cause__, ConnectionError)
@@ -619,7 +623,7 @@ def test_the_registry_fails(three):
 def test_wait_for_ready(tmp_path):
     registry = MemoryRegistry()
     address = f"127.0.0.1:{free_port()}"
-    with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0), options=SOON) as channel:
         stub = EchoStub(channel)
         with pytest.raises(DeadlineExceeded) as raised:  # nobody is there at all
             stub.Unary(b"x", wait_for_ready=True, timeout=0.2)
@@ -642,7 +646,7 @@ def test_wait_for_ready(tmp_path):
 
                 async def main():
                     registry.withdraw("echo", address)  # the other one is left
-                    options = {"balancer": wrr(), "options": SOON}
+                    options = {"balancer": wrr(start=0), "options": SOON}
                     async with aio.insecure_channel(NAME, registry, **options) as channel:
                         stub = EchoStub(channel)
                         with pytest.raises(DeadlineExceeded):
@@ -666,7 +670,7 @@ def test_state(tmp_path):
     registry = MemoryRegistry()
     with fleet(tmp_path, 1) as servers:
         publish(registry, servers)
-        with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+        with insecure_channel(NAME, registry, balancer=wrr(start=0), options=SOON) as channel:
             seen = []
             channel.subscribe(seen.append)
             until(lambda: seen == [grpc.ChannelConnectivity.IDLE])
@@ -684,7 +688,7 @@ def test_state(tmp_path):
         servers[0].kill()
 
         async def main():
-            options = {"balancer": wrr(), "options": SOON}
+            options = {"balancer": wrr(start=0), "options": SOON}
             async with aio.insecure_channel(NAME, registry, **options) as channel:
                 state = channel.get_state()
                 assert state is grpc.ChannelConnectivity.IDLE
@@ -705,7 +709,7 @@ def test_who_comes_and_goes(three):
     """Calls under way go on with who has left; then the subchannel is closed."""
     registry = MemoryRegistry()
     publish(registry, three[:2])
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         stub = EchoStub(channel)
         talks = []
         for _ in range(2):
@@ -731,7 +735,7 @@ def wait_for_one(queue):
 
 
 def test_close(registry):
-    channel = insecure_channel(NAME, registry, balancer=wrr())
+    channel = insecure_channel(NAME, registry, balancer=wrr(start=0))
     stub = EchoStub(channel)
     stub.Unary(b"x")
     future = stub.Unary.future(b"sleep=20")
@@ -749,7 +753,7 @@ def test_close(registry):
     channel.close()
 
     async def main():
-        channel = aio.insecure_channel(NAME, registry, balancer=wrr())
+        channel = aio.insecure_channel(NAME, registry, balancer=wrr(start=0))
         stub = EchoStub(channel)
         short, long = stub.Unary(b"sleep=0.2"), stub.Unary(b"sleep=20")
         while count_in_flight(channel) != 2:
@@ -965,7 +969,7 @@ def test_load_is_that_of_streams_too(registry):
 
 def test_health_and_reflection(registry):
     """Generated stubs of grpcio's own services."""
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
@@ -979,7 +983,7 @@ def test_health_and_reflection(registry):
         assert SERVICE in names
 
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest(service=SERVICE)
             answer = await health.Check(request)
@@ -1009,7 +1013,7 @@ class Tagging(
 
 
 def test_interceptors(registry):
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         stub = EchoStub(grpc.intercept_channel(channel, Tagging()))
         assert stub.Unary(b"x").endswith(b" tagged")
         assert stub.Unary.future(b"x").result().endswith(b" tagged")
@@ -1060,7 +1064,7 @@ def test_interceptors_asyncio(registry):
         counting = aio_interceptors()
         chain = [AioTagging(), *counting]
         async with aio.insecure_channel(
-            NAME, registry, balancer=wrr(), interceptors=chain
+            NAME, registry, balancer=wrr(start=0), interceptors=chain
         ) as channel:
             stub = EchoStub(channel)
             for _ in range(2):
@@ -1125,7 +1129,7 @@ def test_errors_of_serializers(registry):
 
 def test_streams_both_ways(registry):
     """Many messages, and a cancellation in the middle."""
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         stub = EchoStub(channel)
         n = 500
         found = list(stub.Chat(b"%d" % k for k in range(n)))
@@ -1138,7 +1142,7 @@ def test_streams_both_ways(registry):
         assert stream.code() is grpc.StatusCode.CANCELLED
 
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             stub = EchoStub(channel)
             found = [message async for message in stub.Chat(b"%d" % k for k in range(n))]
             assert [int(message.split()[1]) for message in found] == list(range(n))
@@ -1180,7 +1184,7 @@ def test_threads_share_a_channel(registry):
 
 
 def test_callbacks_of_calls(registry):
-    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+    with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
         stub = EchoStub(channel)
         seen = []
         future = stub.Unary.future(b"sleep=0.1")
@@ -1204,7 +1208,7 @@ def test_callbacks_of_calls(registry):
         assert "NOT_FOUND" in repr(failed)
 
     async def main():
-        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        async with aio.insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             stub = EchoStub(channel)
             seen = []
             for _ in range(2):  # with a task, and without
@@ -1350,7 +1354,7 @@ def test_rolling_restart(tmp_path, is_announced):
         if is_announced:
             assert not traffic.failed
 
-    go_wrong(tmp_path, what, wrr())
+    go_wrong(tmp_path, what, wrr(start=0))
 
 
 def is_at_rest(server):
@@ -1384,7 +1388,7 @@ def test_it_dies_in_the_middle(tmp_path):
     registry = MemoryRegistry()
     with fleet(tmp_path, 2) as servers:
         publish(registry, servers)
-        with insecure_channel(NAME, registry, balancer=wrr(), options=SOON) as channel:
+        with insecure_channel(NAME, registry, balancer=wrr(start=0), options=SOON) as channel:
             stub = EchoStub(channel)
             grpc.channel_ready_future(channel).result(DEADLINE)
             with call_options(idempotent=True):
@@ -1466,7 +1470,7 @@ def test_unix_socket(tmp_path):
         instances = [Instance(path, network="unix"), Instance(path + "2", network="unix")]
         registry = MemoryRegistry()
         registry.publish("echo", *instances)
-        with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             assert {who(EchoStub(channel).Unary(b"x")) for _ in range(4)} == {"a"}
     finally:
         server.kill()
@@ -1484,7 +1488,7 @@ def test_names_of_hosts(tmp_path):
             Instance("no.such.host.invalid:80"),
             Instance(f"[::1]:{free_port()}"),
         )
-        with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        with insecure_channel(NAME, registry, balancer=wrr(start=0)) as channel:
             stub = EchoStub(channel)
             assert {who(stub.Unary(b"x", timeout=DEADLINE)) for _ in range(8)} == {"a"}
             assert {who(stub.Unary.future(b"x").result(DEADLINE)) for _ in range(4)} == {"a"}
@@ -1537,7 +1541,7 @@ def test_what_is_of_no_use(registry):
             ({"options": [("grpc.service_config", RETRYING)]}, ValueError),
             ({"authority": ""}, ValueError),
             ({"authority": 5}, ValueError),
-            ({"key": header("a"), "balancer": wrr()}, TypeError),
+            ({"key": header("a"), "balancer": wrr(start=0)}, TypeError),
             ({"balancer": 5}, TypeError),
             ({"policy": 5}, TypeError),
             ({"telemetry": 5}, TypeError),
@@ -1652,7 +1656,9 @@ def test_stats_and_telemetry(registry):
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with insecure_channel(NAME, registry, balancer=wrr(), telemetry=Telemetry(provider)) as channel:
+    with insecure_channel(
+        NAME, registry, balancer=wrr(start=0), telemetry=Telemetry(provider)
+    ) as channel:
         stub = EchoStub(channel)
         stub.Unary(b"x", metadata=[("word", "hello")])
         stub.Unary.future(b"x").result()

@@ -261,7 +261,7 @@ class Recorder:
     """A builder of selectors that remembers whom they chose, and how that ended."""
 
     def __init__(self, inner=None):
-        self.inner = wrr() if inner is None else inner
+        self.inner = wrr(start=0) if inner is None else inner
         self.n_begun = 0
         self.ends = []  # the error of each, in the order of ends
 
@@ -1059,7 +1059,8 @@ def test_nobody_is_there(way):
 
 def test_a_service_that_is_not_known(way):
     client = way.client(StaticResolver({"users": ["127.0.0.1:1"]}))
-    with pytest.raises(NoInstance, match="'orders' is not among the 1 services") as caught:
+    said = "orders: 'orders' is not among the 1 services"
+    with pytest.raises(NoInstance, match=said) as caught:
         way.run(client.get("/"))
     assert isinstance(caught.value.__cause__, LookupError)
 
@@ -1763,7 +1764,7 @@ def test_what_is_left_open_keeps_no_program_running(servers):
         ({"discovery": None}, TypeError, "discovery must be a Resolver or a factory, got None"),
         ({"discovery": "orders"}, TypeError, "discovery.*'orders'"),
         ({"key": 1}, TypeError, "key must be a callable of a request, got 1"),
-        ({"key": header("a"), "balancer": wrr()}, TypeError, "key is for selectors"),
+        ({"key": header("a"), "balancer": wrr(start=0)}, TypeError, "key is for selectors"),
         ({"policy": 1}, TypeError, "policy must be a RetryPolicy or None, got 1"),
         ({"balancer": 1}, TypeError, "balancer.*1"),
         ({"balancer": int}, TypeError, "balancer must be a type of picker, got <class 'int'>"),
@@ -1778,7 +1779,7 @@ def test_what_is_left_open_keeps_no_program_running(servers):
         ({"retry_statuses": "503"}, TypeError, "retry_statuses.*'503'"),
         ({"retry_statuses": [True]}, TypeError, "retry_statuses.*True"),
         ({"telemetry": 1}, TypeError, "telemetry.*1"),
-        ({"base_url": "http://a/"}, TypeError, "base_url"),
+        ({"base_url": "http://a/"}, TypeError, "base_url is the client's own"),
         ({"no_such": 1}, TypeError, "no_such"),
     ],
     ids=str,

@@ -33,6 +33,7 @@ from rota.discovery import SynthesizedResolver
 from rota.loadbalance import ServiceBalancer, dump
 from rota.loadbalance.factory import _lock
 from rota.loadbalance.following import Followed
+from rota.selector import p2c
 from tests.virtual_time import run
 
 AT_ONCE = UpdatePolicy(empty_grace=0, debounce=0)
@@ -229,6 +230,7 @@ def test_results_that_may_not_be_cached_get_a_picker_each_time():
     [
         ((None, WeightedRoundRobinBalancer()), TypeError, "resolver must have a name"),
         ((Source(), None), TypeError, "balancer must have a name and get_picker, got None"),
+        ((Source(), p2c()), TypeError, r"rota.clients.SelectorBalancer\(builder\)"),
     ],
 )
 def test_parts_of_another_kind_are_refused(arguments, error, text):

@@ -29,6 +29,7 @@ from rota import (
     WeightedRoundRobinBalancer,
 )
 from rota.clients import snapshot
+from rota.clients.aiohttp import client_session
 from rota.clients.httpx import AsyncClient, Client
 from rota.clients.members import Members
 from rota.clients.prometheus import RotaCollector
@@ -117,6 +118,39 @@ def test_async_client(server):
     assert found["rota_client_requests_total"] == {
         (f"127.0.0.1:{server.port}", "AsyncClient", "orders"): 1
     }
+
+
+def test_session_of_aiohttp(server):
+    """A session is aiohttp's own: its connector says what there is to show."""
+
+    async def main():
+        resolver = StaticResolver({"orders": [f"127.0.0.1:{server.port}"]})
+        async with client_session("orders", resolver, telemetry=False) as session:
+            collector = RotaCollector(session.connector)
+            async with session.get("/7") as response:
+                await response.read()
+            return scraped(collector)
+
+    found = asyncio.run(main())
+    assert found["rota_client_requests_total"] == {
+        (f"127.0.0.1:{server.port}", "BalancedConnector", "orders"): 1
+    }
+
+
+class Fleet(StaticResolver):
+    """Takes endpoints of its own."""
+
+    def target(self, endpoint):
+        return endpoint.removeprefix("fleet:///")
+
+
+def test_endpoints_of_a_resolver_of_ones_own(server):
+    resolver = Fleet({"orders": [f"127.0.0.1:{server.port}"]})
+    origin = "http://orders"
+    with Client("fleet:///orders", resolver, origin=origin, telemetry=False) as client:
+        client.get("/7")
+        (row,) = client.stats()
+    assert (row.service, row.n_calls) == ("fleet:///orders", 1)
 
 
 def test_before_and_after(server):
@@ -434,5 +468,5 @@ def test_without_packages():
     assert found.stdout.splitlines() == [
         "0",
         "rota.clients.prometheus needs prometheus-client: pip install 'rota[prometheus]'",
-        "telemetry needs opentelemetry-api 1.30 or later: rota[otel]",
+        "telemetry needs opentelemetry-api 1.30 or later: pip install 'rota[otel]'",
     ]

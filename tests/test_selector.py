@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 import rota
 from rota import ConsistentHash, Instance, Maglev, WeightedRandom, WeightedRoundRobin
 from rota.outcome import Outcome
-from rota.pickers import LeastRequest, PeakEwma
+from rota.pickers import (
+    FairRoundRobin,
+    InterleavedWeightedRoundRobin,
+    LeastRequest,
+    PeakEwma,
+    RoundRobin,
+)
 from rota.selector import (
     Balancer,
     Builder,
@@ -1738,3 +1744,24 @@ def test_direct_nodes_of_the_users_own_are_nodes():
     selector = applied(Builder(Engine(WeightedRoundRobin, start=0), Halves()), copies(3, 1))
     assert selector.picker is None
     assert Counter(called(selector, 40)) == {"10.0.0.0:80": 30, "10.0.0.1:80": 10}
+
+
+def test_selectors_do_not_all_begin_with_the_first():
+    """Clients that call once each, and are many, share the load; `start` and `seed` are obeyed."""
+    fleet = [Instance(f"10.0.0.{i}:80") for i in range(4)]
+
+    def first(builder):
+        selector = builder.build()
+        selector.apply([])  # nobody is there yet
+        selector.apply(fleet)
+        return selector.select()[0]
+
+    for picker in (RoundRobin, WeightedRoundRobin, FairRoundRobin, InterleavedWeightedRoundRobin):
+        assert {first(engine(picker)) for _ in range(100)} == set(fleet)
+        assert first(engine(picker, start=2)) is fleet[2]
+        assert len({first(engine(picker, seed=7)) for _ in range(10)}) == 1
+    selector = wrr(start=1).build()
+    selector.apply(fleet)
+    assert selector.select()[0] is fleet[1]
+    selector.apply(fleet[:2])  # the order goes on
+    assert selector.select()[0] is fleet[0]

@@ -604,7 +604,8 @@ def test_without_opentelemetry(server):
         print(error)
     """
     )
-    assert printed == "200\ntelemetry needs opentelemetry-api 1.30 or later: rota[otel]"
+    needed = "telemetry needs opentelemetry-api 1.30 or later: pip install 'rota[otel]'"
+    assert printed == f"200\n{needed}"
 
 
 def test_environment():

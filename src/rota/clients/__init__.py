@@ -6,9 +6,11 @@
 
 Each needs the extra of its name: ``pip install rota[httpx]``. They have in common whom they
 ask (a resolver, or a factory), what decides (a balancer, filters, a key), when they try again (a
-`RetryPolicy`), and what is said for some calls alone: `call_options`.
+`RetryPolicy`), and what is said for some calls alone: `call_options`. A `SelectorBalancer` has a
+factory that several clients share keep selectors.
 """
 
+from rota.clients.balancing import SelectorBalancer
 from rota.clients.options import call_options, cookie, header
 
-__all__ = ["call_options", "cookie", "header"]
+__all__ = ["SelectorBalancer", "call_options", "cookie", "header"]

@@ -338,7 +338,7 @@ class BalancedMiddleware:
         except TotalPassed as error:
             raise _cause_of(error) from None
         except Exception as error:
-            raised = _as_aiohttp(error)
+            raised = _as_aiohttp(error, self._endpoint)
             if raised is error:
                 raise
             raise raised from error
@@ -380,7 +380,7 @@ class BalancedMiddleware:
         except Exception as error:
             if self._deadline is not None and isinstance(error, asyncio.TimeoutError):
                 raise DeadlineError("the deadline passed before the service was found") from error
-            raise NoInstance(str(error) or type(error).__name__) from error
+            raise NoInstance(f"{self._endpoint}: {str(error) or type(error).__name__}") from error
         self._held, self._loop = service, asyncio.get_running_loop()
         return service
 
@@ -461,7 +461,7 @@ def _let_go(connection: Connection) -> None:
     """Keep the connections: a connector closes those that are idle by itself."""
 
 
-def _as_aiohttp(error: Exception) -> Exception:
+def _as_aiohttp(error: Exception, endpoint: str) -> Exception:
     """Return the error of a request as one of aiohttp, which a session does not go on from."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return error
@@ -470,7 +470,7 @@ def _as_aiohttp(error: Exception) -> Exception:
     if isinstance(error, DeadlineExceeded):
         return DeadlineError(str(error))
     if isinstance(error, NoAvailableInstance):
-        return NoInstance(str(error))
+        return NoInstance(f"{endpoint}: {error}")
     return error
 
 
@@ -491,6 +491,8 @@ def instance_of(response: aiohttp.ClientResponse) -> Instance | None:
 class BalancedConnector(aiohttp.TCPConnector):
     """A TCPConnector that closes a middleware with itself, so that a session does.
 
+    It is also what shows a session: `RotaCollector(session.connector)`.
+
     Parameters
     ----------
     balanced : BalancedMiddleware
@@ -501,6 +503,10 @@ class BalancedConnector(aiohttp.TCPConnector):
     def __init__(self, balanced: BalancedMiddleware, **options: Any) -> None:
         super().__init__(**options)
         self._balanced = balanced
+
+    def stats(self) -> list[ServiceStats]:
+        """Return what the middleware has counted: one row, of the service. O(instances)."""
+        return self._balanced.stats()
 
     async def close(self, **options: Any) -> None:
         """Close all connections, and the middleware."""

@@ -91,7 +91,10 @@ class Dialer(Generic[F, C]):
             if balancer is not None:
                 raise TypeError(f"balancer is the factory's, got {balancer!r} as well")
         elif not isinstance(discovery, Resolver):
-            raise TypeError(f"discovery must be a Resolver or a factory, got {discovery!r}")
+            raise TypeError(
+                f"discovery must be a Resolver or a factory, got {discovery!r}; of a fixed list: "
+                "StaticResolver({'name': ['host:port']})"
+            )
         chosen = discovery.balancer if is_shared else as_balancer(balancer)
         self.is_selecting = isinstance(chosen, SelectorBalancer)
         is_keyed = isinstance(chosen, SelectorBalancer) and chosen.is_keyed

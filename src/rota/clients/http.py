@@ -99,7 +99,10 @@ def origin_of(endpoint: str, origin: Any) -> str:
         The service's name cannot be a host's, and no origin is given; or that is none.
     """
     if origin is None:
-        service = service_of(endpoint)
+        try:
+            service = service_of(endpoint)
+        except ValueError as error:
+            raise ValueError(f"{error}; any other needs an origin") from None
         found = _split_origin(f"http://{service}")
         if found is None or ":" in service:
             raise ValueError(f"origin must be given for a service that is no host, got {service!r}")
@@ -139,7 +142,13 @@ def split_address(instance: Instance, scheme: str) -> tuple[str, int]:
         host, port = address, str(PORTS[scheme])
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if (
+        not host
+        or "/" in host
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) < 65536
+    ):
         raise ValueError(f"address must be 'host:port', got {address!r}")
     return host, int(port)
 

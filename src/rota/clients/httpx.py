@@ -288,16 +288,16 @@ def _version_of(response: httpx.Response) -> str | None:
     return None if said is None else said.decode("ascii", "replace").rpartition("/")[2]
 
 
-def _no_instance(error: Exception, request: httpx.Request) -> NoInstance:
+def _no_instance(error: Exception, endpoint: str, request: httpx.Request) -> NoInstance:
     """Return an error of discovery as one of httpx."""
-    return NoInstance(str(error) or type(error).__name__, request=request)
+    return NoInstance(f"{endpoint}: {str(error) or type(error).__name__}", request=request)
 
 
-def _unfound(error: Exception, sending: "Sending") -> httpx.TransportError:
+def _unfound(error: Exception, endpoint: str, sending: "Sending") -> httpx.TransportError:
     """Return why a service was not found, as an error of httpx."""
     if sending.is_late():
         return DeadlineError("the deadline passed before there was an instance to try")
-    return _no_instance(error, sending.request)
+    return _no_instance(error, endpoint, sending.request)
 
 
 def _from_httpcore(error: BaseException) -> Exception | None:
@@ -562,7 +562,7 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         except DeadlineExceeded as error:
             raise DeadlineError(str(error), request=request) from error
         except NoAvailableInstance as error:
-            raise _no_instance(error, request) from error
+            raise _no_instance(error, self._endpoint, request) from error
         finally:
             if sending.refused is not None:
                 sending.give_up().close()
@@ -575,7 +575,7 @@ class BalancedTransport(Transport, httpx.BaseTransport):
         except UNWRAPPED:
             raise
         except Exception as error:
-            raise _unfound(error, sending) from error
+            raise _unfound(error, self._endpoint, sending) from error
 
     def close(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -660,7 +660,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         except DeadlineExceeded as error:
             raise DeadlineError(str(error), request=request) from error
         except NoAvailableInstance as error:
-            raise _no_instance(error, request) from error
+            raise _no_instance(error, self._endpoint, request) from error
         finally:
             if sending.refused is not None:
                 await sending.give_up().aclose()
@@ -675,7 +675,7 @@ class AsyncBalancedTransport(Transport, httpx.AsyncBaseTransport):
         except UNWRAPPED:
             raise
         except Exception as error:
-            raise _unfound(error, sending) from error
+            raise _unfound(error, self._endpoint, sending) from error
 
     async def aclose(self) -> None:
         """Close all connections, and what follows discovery where it is the transport's own."""
@@ -729,7 +729,14 @@ def _split_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a balanced transport, out of those of a client.
 
     What is the client's as well stays there: for where redirects may lead.
+
+    Raises
+    ------
+    TypeError
+        A base_url: that is the service's.
     """
+    if "base_url" in options:
+        raise TypeError(f"base_url is the client's own, see origin; got {options['base_url']!r}")
     own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
     return own | {name: options[name] for name in SHARED_OPTIONS if name in options}
 

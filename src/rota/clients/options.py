@@ -47,13 +47,15 @@ def call_options(
     Raises
     ------
     TypeError
-        Filters that are none.
+        Filters that are none; a function for a key, which only a client takes.
 
     Notes
     -----
     The context is that of `contextvars`: a thread's own, and in asyncio that of a task and of the
     tasks it starts.
     """
+    if callable(key):
+        raise TypeError(f"key must be the key itself here, str, bytes or int, got {key!r}")
     around = current.get()
     options = CallOptions(
         (*around.filters, *as_chain(filters)),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rota.clients.members import Members
 from rota.discovery import Instance
-from rota.discovery.resolver import service_of
+from rota.discovery.resolver import SCHEME
 from rota.loadbalance.factory import Factory
 from rota.loadbalance.services import ServiceBalancer
 from rota.retry import RetryBudget
@@ -117,7 +117,7 @@ def service_stats(
         row.n_in_flight += len(member.users)
         n_in_flight += len(member.users)
     return ServiceStats(
-        service_of(endpoint),
+        endpoint.removeprefix(SCHEME).strip("/"),  # any that the resolver takes
         members.n_calls,
         members.n_failures,
         n_in_flight,

@@ -499,7 +499,9 @@ def version() -> str:
 
 def _check_installed() -> None:
     if not IS_INSTALLED:
-        raise ImportError("telemetry needs opentelemetry-api 1.30 or later: rota[otel]")
+        raise ImportError(
+            "telemetry needs opentelemetry-api 1.30 or later: pip install 'rota[otel]'"
+        )
 
 
 def _histogram(meter: Any, name: str, description: str) -> Any:

@@ -80,7 +80,10 @@ class Factory:
                 f"resolver must have a name, target, resolve and diff, got {resolver!r}"
             )
         if not isinstance(balancer, LoadBalancer):
-            raise TypeError(f"balancer must have a name and get_picker, got {balancer!r}")
+            raise TypeError(
+                f"balancer must have a name and get_picker, got {balancer!r}; of a builder of "
+                "selectors: rota.clients.SelectorBalancer(builder)"
+            )
         updates = UpdatePolicy() if updates is None else updates
         if not isinstance(updates, UpdatePolicy):
             raise TypeError(f"updates must be an UpdatePolicy or None, got {updates!r}")

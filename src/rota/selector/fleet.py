@@ -115,7 +115,12 @@ class PickerFleet:
     def apply(self, instances: Sequence[Instance]) -> None:
         """Go over to these instances: O(n), and the cost of the changes."""
         weights = [max(initial_weight(instance), 0) for instance in instances]
-        self.picker.update(instances, weights)
+        if self.picker.instances or not instances:
+            self.picker.update(instances, weights)
+        else:
+            # Made anew: where it begins is drawn from the list, or all would begin with the first.
+            self.picker = self.engine.make(instances, weights)
+            self.select = self.picker.select
         self.indices = indices_of(instances, self.picker)
         self.instances, self.weights = instances, weights
 

@@ -128,6 +128,7 @@ class Selector(Selection):
             self._is_changing, self._is_whole = True, False
             try:
                 self._fleet.apply(instances)
+                self._select = self._fleet.select
                 self._nodes = instances
                 self._index = Index(instances)
                 self._version = object()
