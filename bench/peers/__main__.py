@@ -51,7 +51,11 @@ def taken(arguments: argparse.Namespace) -> Run:
     rows = []
     for row in measure.measured(commands, algorithms, sizes):
         rows.append(row)
-        said = f"{row.ns:,.1f} ns" if row.ns is not None else f"{row.bytes:,} bytes"
+        said = row.note
+        if row.ns is not None:
+            said = f"{row.ns:,.1f} ns {row.note}"
+        elif row.bytes is not None:
+            said = f"{row.bytes:,} bytes"
         print(
             f"{row.algorithm}, n = {row.n:,}, {row.operation}, {row.system}: {said}",
             file=sys.stderr, flush=True,

@@ -131,7 +131,7 @@ def inputs(algorithm: str, n: int) -> dict[str, Any]:
     """Return the weights and keys of a group; those of the benches of the originals."""
     if algorithm == "consistent_hash":
         return {"weights": [1] * n, "keys": keys(KEYS)}
-    return {"weights": [10] * n if algorithm in EVEN else weights(n), "keys": []}
+    return {"weights": [1] * n if algorithm in EVEN else weights(n), "keys": []}
 
 
 def wanted(algorithm: str, n: int, peers: Sequence[str]) -> list[tuple[str, str]]:
@@ -290,6 +290,9 @@ def measured(
     for algorithm in algorithms:
         for n in sizes:
             with Group(algorithm, n, commands) as group:
+                for system, note in group.notes.items():
+                    if system not in group.peers:
+                        yield Row(algorithm, n, "pick", system, note=note)
                 for operation in OPERATIONS:
                     yield from group.timed(operation)
                 yield from group.memory()

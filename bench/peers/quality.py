@@ -24,6 +24,7 @@ SCHEDULERS = (
 SIZES = (10, 100, 1_000)
 MOST_PICKS = 200_000
 KEYS = 50_000
+POINTS = ("murmur3", "nginx", "libketama", "ring_hash")
 LARGEST = {"pymemcache": 10}  # of these picks
 REQUESTS = 100_000
 SEED = 1
@@ -127,6 +128,15 @@ def order_of(algorithm: str, weights: Sequence[int], picks: Indices) -> str:
     return "its own"
 
 
+def owners_of(names: Sequence[str], owners: Indices) -> str:
+    """Return which of rota's rings, by `points`, has these owners of `keys(KEYS)`."""
+    for points in POINTS:
+        ring = rota.ConsistentHash(names, points=points)
+        if all(ring.pick_index(key) == i for key, i in zip(keys(KEYS), owners, strict=True)):
+            return f"rota's, points = {points}"
+    return "its own"
+
+
 def answers(
     algorithm: str, n: int, commands: dict[str, list[str]], given: dict[str, Any]
 ) -> Iterator[tuple[str, Peer]]:
@@ -165,19 +175,17 @@ def hashes(commands: dict[str, list[str]]) -> Iterator[Hash]:
     """Yield what all rings do."""
     for n in SIZES:
         given = inputs("consistent_hash", n) | {"keys": keys(KEYS)}
-        ours: Indices | None = None
+        names = [f"10.{i >> 16 & 255}.{i >> 8 & 255}.{i & 255}:8888" for i in range(n)]
         for system, peer in answers("consistent_hash", n, commands, given):
             moved = peer.ask("moved")
             before, after = np.array(moved["before"]), np.array(moved["added"])
             counts = np.bincount(before, minlength=n)
-            ours = before if system == "rota" else ours
-            same = ours is not None and (before == ours).mean()
             yield Hash(
                 n, system, float(counts.max() / counts.mean()),
                 float(counts.std() / counts.mean()),
                 float((before != after).mean() * (n + 1)),
                 float(((before != after) & (after != n)).mean()),
-                "rota's" if same == 1 else f"its own: {same:.1%} of the keys lie alike",
+                owners_of(names, before),
             )  # fmt: skip
 
 
