@@ -1,6 +1,6 @@
 module rota/bench/peers/go
 
-go 1.25
+go 1.25 // the first with testing/synctest, which simulate.go needs
 
 require (
 	github.com/cloudwego/kitex v0.16.3

@@ -93,16 +93,21 @@ func (p *peer) make(r *request) (any, error) {
 			return nil, errors.New("consistent_hash wants weights of 1, and keys")
 		}
 	}
+	var made subject
 	var err error
 	switch r.System {
 	case "kitex", "kitex alias":
-		p.subject, err = newKitex(r.System, r.Algorithm, r.Weights, r.Keys)
+		made, err = newKitex(r.System, r.Algorithm, r.Weights, r.Keys)
 	case "kratos":
-		p.subject, err = newKratos(r.Algorithm, r.Weights)
+		made, err = newKratos(r.Algorithm, r.Weights)
 	default:
 		err = fmt.Errorf("%q is none of the systems here", r.System)
 	}
-	return map[string]any{}, err
+	if err != nil {
+		return nil, err
+	}
+	p.subject = made
+	return map[string]any{}, nil
 }
 
 func (p *peer) time(r *request) (any, error) {
@@ -118,11 +123,12 @@ func (p *peer) time(r *request) (any, error) {
 	return map[string]int64{"ns": took.Nanoseconds(), "empty_ns": empty.Nanoseconds()}, nil
 }
 
-// answer returns what is to be answered to a line; a panic below it is an error like others.
+// answer returns what is to be answered to a line. A panic below it is an error like others, for
+// so ends a loop that finds nobody to pick.
 func (p *peer) answer(line []byte) (answer any, err error) {
 	defer func() {
 		if caught := recover(); caught != nil {
-			err = fmt.Errorf("panic: %v", caught)
+			err = fmt.Errorf("%v", caught)
 		}
 	}()
 	var r request
@@ -136,13 +142,20 @@ func (p *peer) answer(line []byte) (answer any, err error) {
 		return describe()
 	case "make":
 		return p.make(&r)
+	case "time", "picks", "moved", "memory", "simulate":
+		if p.subject == nil {
+			return nil, fmt.Errorf("%q: nothing is made yet", r.Do)
+		}
+		return p.ask(&r)
 	}
-	if p.subject == nil {
-		return nil, fmt.Errorf("%q: nothing is made yet", r.Do)
-	}
+	return nil, fmt.Errorf("%q is nothing that can be done", r.Do)
+}
+
+// ask returns what the picker that was made says to a request.
+func (p *peer) ask(r *request) (any, error) {
 	switch r.Do {
 	case "time":
-		return p.time(&r)
+		return p.time(r)
 	case "picks":
 		return map[string][]int{"picks": p.subject.picks(r.Count)}, nil
 	case "moved":
@@ -150,10 +163,9 @@ func (p *peer) answer(line []byte) (answer any, err error) {
 		return map[string][]int{"before": before, "added": added}, err
 	case "memory":
 		return map[string]int64{"bytes": p.subject.memory()}, nil
-	case "simulate":
+	default:
 		return p.subject.simulate(r.day)
 	}
-	return nil, fmt.Errorf("%q is nothing that can be done", r.Do)
 }
 
 func main() {

@@ -17,7 +17,7 @@ import (
 	"github.com/go-kratos/kratos/v2/selector"
 )
 
-// backend is a server with one queue, and what each of its workers will be free.
+// backend is a server with one queue and some workers.
 type backend struct {
 	Mean    float64 `json:"mean"` // seconds to serve a request of work 1
 	Slots   int     `json:"slots"`
@@ -86,7 +86,9 @@ func (d *day) check() error {
 
 // simulate plays the day with Kratos' own code. All of it runs in a bubble of testing/synctest,
 // where time.Now, which Kratos asks, stands still until all sleep, and then jumps. There is no
-// other public way into a bubble than through a test, so one is made up.
+// other public way into a bubble than through a test, so one is made up. Kratos seeds its random
+// numbers by the time: in a bubble that begins in the same moment every time, the same day ends
+// the same way.
 func (k *kratos) simulate(d day) (played outcome, err error) {
 	if !k.loadAware {
 		return outcome{}, errors.New("that algorithm is not load-aware")
@@ -97,7 +99,7 @@ func (k *kratos) simulate(d day) (played outcome, err error) {
 	synctest.Test(&testing.T{}, func(*testing.T) {
 		defer func() { // a panic here would be the end of the process
 			if caught := recover(); caught != nil {
-				err = fmt.Errorf("panic: %v", caught)
+				err = fmt.Errorf("%v", caught)
 			}
 		}()
 		played = d.play(k.builder)
