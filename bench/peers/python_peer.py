@@ -179,12 +179,16 @@ class Task:
         return sum(self.weights) // gcd(*self.weights)
 
     def lists(self) -> tuple[list[rota.Instance], list[rota.Instance]]:
-        """Return the instances, and as they are once one has changed."""
+        """Return the instances, and as they are once one has changed.
+
+        They have no object in common, as what a resolver makes anew each time.
+        """
+        changed = list(self.weights)
         if self.changes_members:
-            return self.instances, [*self.instances, self.newcomer]
-        changed, i = list(self.instances), len(self.weights) // 2
-        changed[i] = instance(i, self.weights[i] + 1)
-        return self.instances, changed
+            changed.append(changed[0])
+        else:
+            changed[len(changed) // 2] += 1
+        return self.instances, [instance(i, weight) for i, weight in enumerate(changed)]
 
 
 def instance(i: int, weight: int) -> rota.Instance:

@@ -1,9 +1,9 @@
-module rota.example/bench/peers
+module rota/bench/peers/go
 
-go 1.25
+go 1.25 // the first with testing/synctest, which simulate.go needs
 
 require (
-	github.com/cloudwego/kitex v0.16.2
+	github.com/cloudwego/kitex v0.16.3
 	github.com/go-kratos/kratos/v2 v2.9.2
 )
 

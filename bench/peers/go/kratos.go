@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/go-kratos/kratos/v2/registry"
 	"github.com/go-kratos/kratos/v2/selector"
@@ -13,144 +16,240 @@ import (
 	"github.com/go-kratos/kratos/v2/selector/wrr"
 )
 
-// kratos has a selector for each purpose, so that no operation disturbs another.
+// mostPicks is how many picks the protocol has at most before memory is measured.
+const mostPicks = 100_000
+
+// kratos is a selector of Kratos. It is called through Kratos' interfaces only.
 type kratos struct {
-	task     task
-	build    func() selector.Selector
-	lists    [2][]selector.Node // as given, and as changed
-	calls    selector.Selector  // nobody changes it
-	changing selector.Selector
-	at       int // the list that `changing` has
+	builder   selector.Builder
+	loadAware bool
+	comes     bool // the change: an instance comes and goes; else a weight grows and shrinks
+	weights   []int
+
+	nodes    []selector.Node
+	selector selector.Selector
 }
 
-func newKratos(t task) (*kratos, error) {
-	builders := map[string]func() selector.Selector{
-		"weighted_round_robin": func() selector.Selector { return wrr.New() },
-		"random":               func() selector.Selector { return random.New() },
-		"p2c":                  func() selector.Selector { return p2c.New() },
+func newKratos(algorithm string, weights []int) (*kratos, error) {
+	k := &kratos{weights: weights, nodes: nodes(weights)}
+	switch algorithm {
+	case "weighted_round_robin":
+		k.builder = wrr.NewBuilder()
+	case "random":
+		k.builder, k.comes = random.NewBuilder(), true
+	case "p2c":
+		k.builder, k.comes, k.loadAware = p2c.NewBuilder(), true, true
+	default:
+		return nil, fmt.Errorf("kratos has no %s", algorithm)
 	}
-	build, ok := builders[t.algorithm]
-	if !ok {
-		return nil, fmt.Errorf("kratos has no %s", t.algorithm)
-	}
-	k := &kratos{task: t, build: build, calls: build()}
-	k.lists = [2][]selector.Node{nodes(t.weights), nodes(t.changed())}
-	k.calls.Apply(k.lists[0])
+	k.selector = k.fresh(k.nodes)
 	return k, nil
 }
 
+// newNode returns a node as of a registry; every second one is of version 1.
+func newNode(i, weight int) selector.Node {
+	return selector.NewNode("http", host(i), &registry.ServiceInstance{
+		ID:        strconv.Itoa(i),
+		Name:      "benchmark",
+		Version:   strconv.Itoa(i % 2),
+		Metadata:  map[string]string{"weight": strconv.Itoa(weight)},
+		Endpoints: []string{"http://" + host(i)},
+	})
+}
+
 func nodes(weights []int) []selector.Node {
-	made := make([]selector.Node, len(weights))
+	list := make([]selector.Node, len(weights))
 	for i, weight := range weights {
-		made[i] = selector.NewNode("http", address(i), &registry.ServiceInstance{
-			Version:  strconv.Itoa(i % 2),
-			Metadata: map[string]string{"weight": strconv.Itoa(weight)},
-		})
+		list[i] = newNode(i, weight)
 	}
+	return list
+}
+
+// fresh returns a new selector of these nodes.
+func (k *kratos) fresh(list []selector.Node) selector.Selector {
+	made := k.builder.Build()
+	made.Apply(list)
 	return made
 }
 
-func (k *kratos) operation(name string) (run, empty func(count int), err error) {
-	ctx, told := context.Background(), selector.DoneInfo{}
-	var last selector.Node
-	empty = func(count int) {
-		total := 0
-		for at := range count {
-			total ^= at
-		}
-		sink = total
+// choose is one call that goes well, outside of what is timed.
+func choose(from selector.Selector) selector.Node {
+	node, done, err := from.Select(context.Background())
+	if err != nil {
+		return nil
 	}
-	// Select, and report at once that the call went well: Kratos has no picker to hold.
-	calls := k.calls
-	switch name {
-	case "pick", "call":
-		run = func(count int) {
-			for range count {
-				node, done, err := calls.Select(ctx)
-				if err != nil {
-					panic(err)
-				}
-				done(ctx, told)
-				last = node
-			}
-			sink = last
-		}
-	case "filtered":
-		only := selector.WithNodeFilter(filter.Version("1"))
-		run = func(count int) {
-			for range count {
-				node, done, err := calls.Select(ctx, only)
-				if err != nil {
-					panic(err)
-				}
-				done(ctx, told)
-				last = node
-			}
-			sink = last
-		}
-	case "build":
-		run = func(count int) {
-			for range count {
-				built := k.build()
-				built.Apply(k.lists[0])
-				sink = built
-			}
-		}
-	case "change", "change_1000", "refresh":
-		// There is one way to tell a selector: the whole list.
-		picks := 1
-		if name == "change_1000" {
-			picks = batch
-		}
-		if k.changing == nil {
-			k.changing = k.build()
-			k.changing.Apply(k.lists[0])
-		}
-		run = func(count int) {
-			for range count {
-				k.at = 1 - k.at
-				k.changing.Apply(k.lists[k.at])
-				for range picks {
-					node, done, err := k.changing.Select(ctx)
-					if err != nil {
-						panic(err)
-					}
-					done(ctx, told)
-					last = node
-				}
-			}
-			sink = last
-		}
-	default:
-		return nil, nil, fmt.Errorf("kratos has no %s", name)
-	}
-	return run, empty, nil
+	done(context.Background(), selector.DoneInfo{})
+	return node
 }
 
-func (k *kratos) fresh() func(key any) string {
-	built := k.build()
-	built.Apply(k.lists[0])
-	return func(any) string {
-		node, done, err := built.Select(context.Background())
-		if err != nil {
-			return ""
-		}
-		done(context.Background(), selector.DoneInfo{})
-		return node.Address()
+func (k *kratos) operations() map[string]operation {
+	loop := func(count int) time.Duration { return emptyLoop(k.nodes[0], count) }
+	return map[string]operation{
+		"pick":        {k.call, loop}, // there is no picker to hold: it is a call
+		"call":        {k.call, loop},
+		"filtered":    {k.filtered, loop},
+		"build":       {k.build, loop},
+		"change":      {k.change, loop},
+		"change_1000": {k.changeAndPick, loop},
+		"refresh":     {k.refresh, loop},
 	}
+}
+
+// call: Select before and done after the round trip in do of the HTTP client
+// (transport/http/client.go). That of a client without filters passes an empty list of them;
+// here nothing is passed.
+func (k *kratos) call(count int) time.Duration {
+	ctx, from := context.Background(), k.selector
+	sum := uintptr(0)
+	begin := time.Now()
+	for range count {
+		node, done, err := from.Select(ctx)
+		if err != nil {
+			panic(err)
+		}
+		done(ctx, selector.DoneInfo{})
+		sum += address(node)
+	}
+	took := time.Since(begin)
+	sink += sum
+	return took
+}
+
+// filtered: the same where the client was given WithNodeFilter(filter.Version("1")). The client
+// makes the option anew for each call; here it is made once.
+func (k *kratos) filtered(count int) time.Duration {
+	ctx, from := context.Background(), k.selector
+	option := selector.WithNodeFilter(filter.Version("1"))
+	sum := uintptr(0)
+	begin := time.Now()
+	for range count {
+		node, done, err := from.Select(ctx, option)
+		if err != nil {
+			panic(err)
+		}
+		done(ctx, selector.DoneInfo{})
+		sum += address(node)
+	}
+	took := time.Since(begin)
+	sink += sum
+	return took
+}
+
+// build: the selector that NewClient of the HTTP client makes, and the first Apply by update of
+// its resolver (transport/http/resolver.go).
+func (k *kratos) build(count int) time.Duration {
+	builder, list := k.builder, k.nodes
+	sum := uintptr(0)
+	begin := time.Now()
+	for range count {
+		made := builder.Build()
+		made.Apply(list)
+		sum += address(made)
+	}
+	took := time.Since(begin)
+	sink += sum
+	return took
+}
+
+// changes returns the list after the change, and that after the change back. They have all nodes
+// in common but that which changes.
+func (k *kratos) changes() [2][]selector.Node {
+	list := slices.Clone(k.nodes)
+	if n := len(k.weights); k.comes {
+		list = append(list, newNode(n, k.weights[0]))
+	} else {
+		list[n/2] = newNode(n/2, k.weights[n/2]+1)
+	}
+	return [2][]selector.Node{list, k.nodes}
+}
+
+// change: Apply by update of the resolver, then one call. Kratos can be told of whole lists only.
+func (k *kratos) change(count int) time.Duration {
+	return k.apply(k.changes(), count)
+}
+
+// refresh: the same with lists that have no node in common, as the resolver makes all of them anew
+// each time. To find out what differs is no part of Kratos.
+func (k *kratos) refresh(count int) time.Duration {
+	weights := slices.Clone(k.weights)
+	if n := len(weights); k.comes {
+		weights = append(weights, weights[0])
+	} else {
+		weights[n/2]++
+	}
+	return k.apply([2][]selector.Node{nodes(weights), nodes(k.weights)}, count)
+}
+
+// apply times Apply of the one and the other list in turn, each with a call.
+func (k *kratos) apply(lists [2][]selector.Node, count int) time.Duration {
+	ctx, running := context.Background(), k.fresh(lists[1])
+	choose(running)
+	sum := uintptr(0)
+	begin := time.Now()
+	for i := range count {
+		running.Apply(lists[i%2])
+		node, done, err := running.Select(ctx)
+		if err != nil {
+			panic(err)
+		}
+		done(ctx, selector.DoneInfo{})
+		sum += address(node)
+	}
+	took := time.Since(begin)
+	sink += sum
+	return took
+}
+
+// changeAndPick: change with many calls.
+func (k *kratos) changeAndPick(count int) time.Duration {
+	ctx, lists, running := context.Background(), k.changes(), k.fresh(k.nodes)
+	choose(running)
+	sum := uintptr(0)
+	begin := time.Now()
+	for i := range count {
+		running.Apply(lists[i%2])
+		for range changePicks {
+			node, done, err := running.Select(ctx)
+			if err != nil {
+				panic(err)
+			}
+			done(ctx, selector.DoneInfo{})
+			sum += address(node)
+		}
+	}
+	took := time.Since(begin)
+	sink += sum
+	return took
+}
+
+func (k *kratos) picks(count int) []int {
+	index, from := indices(len(k.weights)), k.fresh(k.nodes)
+	picks := make([]int, count)
+	for i := range picks {
+		picks[i] = -1
+		if node := choose(from); node != nil {
+			picks[i] = index[node.Address()]
+		}
+	}
+	return picks
 }
 
 func (k *kratos) moved() (before, added []int, err error) {
-	return nil, nil, fmt.Errorf("kratos has no keys")
+	return nil, nil, errors.New("Kratos does not pick by key")
 }
 
-func (k *kratos) held(walk func(pick func(key any))) any {
-	built := k.build()
-	built.Apply(k.lists[0])
-	walk(func(any) {
-		if _, done, err := built.Select(context.Background()); err == nil {
-			done(context.Background(), selector.DoneInfo{})
+// memory: each load-aware node gets a cached weight once it has been looked at. The weighted
+// selector has all that it holds after one pick, and none of the others comes to hold more.
+func (k *kratos) memory() int64 {
+	count := 1
+	if k.loadAware {
+		count = mostPicks
+	}
+	return held(func() any {
+		made := k.fresh(k.nodes)
+		for range count {
+			choose(made)
 		}
+		return made
 	})
-	return built
 }

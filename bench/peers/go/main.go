@@ -1,252 +1,193 @@
-// The peer of the Go originals: Kitex' load balancers and Kratos' selectors, as their authors
-// publish them, behind the protocol of ../PROTOCOL.md.
+// The peer of the benchmark for Kitex and Kratos, as published; its versions are in go.mod.
+//
+// It answers requests, one JSON object a line, as ../PROTOCOL.md says. kitex.go and kratos.go
+// have the loops that are timed, timing.go what is around them, simulate.go the simulated day.
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"runtime"
 	"runtime/debug"
-	"time"
+	"slices"
 )
 
-const (
-	batch         = 1000
-	mostForMemory = 100_000         // picks after which memory is looked at
-	longestWalk   = 5 * time.Second // or this long
-)
-
-// request is one line of the input; which fields matter depends on Do.
+// request has the fields of all requests; of each only those that it needs are set.
 type request struct {
-	Do        string    `json:"do"`
-	System    string    `json:"system"`
-	Algorithm string    `json:"algorithm"`
-	Weights   []int     `json:"weights"`
-	Keys      []string  `json:"keys"`
-	Operation string    `json:"operation"`
-	Count     int       `json:"count"`
-	Backends  []backend `json:"backends"`
-	Gaps      []float64 `json:"gaps"`
-	Work      []float64 `json:"work"`
-	Luck      []float64 `json:"luck"`
-	Refusal   float64   `json:"refusal"`
+	Do        string   `json:"do"`
+	System    string   `json:"system"`
+	Algorithm string   `json:"algorithm"`
+	Weights   []int    `json:"weights"`
+	Keys      []string `json:"keys"`
+	Operation string   `json:"operation"`
+	Count     int      `json:"count"`
+	day
 }
 
-// task is what a picker is to be made of.
-type task struct {
-	algorithm string
-	weights   []int
-	keys      []string
-	requests  []any // the keys, boxed beforehand: Next takes an interface
-	index     map[string]int
-}
-
-// system is Kitex or Kratos, which has made a picker of a task.
-type system interface {
-	// operation returns what does an operation count times, and the same loop without it.
-	operation(name string) (run, empty func(count int), err error)
-	// fresh returns what picks by a fresh picker: the address, or "" for nobody.
-	fresh() func(key any) string
+// subject is what is measured: a picker of one system, of instances 0 to n - 1.
+type subject interface {
+	// operations returns the operations that the system has.
+	operations() map[string]operation
+	// picks returns whom a fresh picker picks, -1 for nobody.
+	picks(count int) []int
+	// moved returns who has each key before and after instance n has come.
 	moved() (before, added []int, err error)
-	// held makes a fresh picker, has it pick, and returns it.
-	held(walk func(pick func(key any))) any
+	// memory returns the bytes that a fresh picker holds, its list of instances apart.
+	memory() int64
+	// simulate plays a day with a fresh load-aware policy.
+	simulate(day) (outcome, error)
 }
 
-func newTask(q request) task {
-	t := task{q.Algorithm, q.Weights, q.Keys, make([]any, len(q.Keys)), map[string]int{}}
-	for i, key := range q.Keys {
-		t.requests[i] = key
-	}
-	if len(t.requests) == 0 {
-		t.requests = []any{""}
-	}
-	for i := range len(q.Weights) + 1 {
-		t.index[address(i)] = i
-	}
-	return t
+// peer is the state between requests: the picker that was made last.
+type peer struct {
+	subject subject
 }
 
-func address(i int) string {
-	return fmt.Sprintf("10.%d.%d.%d:8888", i>>16&255, i>>8&255, i&255)
+// modules are the systems and the modules that they come from.
+var modules = map[string]string{
+	"kitex":       "github.com/cloudwego/kitex",
+	"kitex alias": "github.com/cloudwego/kitex",
+	"kratos":      "github.com/go-kratos/kratos/v2",
 }
 
-// changesMembers says whether an instance comes and goes, rather than that a weight changes.
-func (t task) changesMembers() bool {
-	switch t.algorithm {
-	case "round_robin", "random", "consistent_hash", "p2c":
-		return true
+func describe() (any, error) {
+	info, found := debug.ReadBuildInfo()
+	if !found {
+		return nil, errors.New("the program does not know what it was built of")
 	}
-	return false
-}
-
-// changed returns the weights once one instance has changed.
-func (t task) changed() []int {
-	weights := append([]int(nil), t.weights...)
-	if t.changesMembers() {
-		return append(weights, t.weights[0])
-	}
-	weights[len(weights)/2]++
-	return weights
-}
-
-// period is the number of picks after which a schedule begins again.
-func (t task) period() int {
-	sum, divisor := 0, 0
-	for _, weight := range t.weights {
-		sum += weight
-		for divisor, weight = weight, divisor; weight != 0; divisor, weight = weight, divisor%weight {
+	systems := map[string]string{}
+	for system, path := range modules {
+		for _, module := range info.Deps {
+			if module.Path == path {
+				systems[system] = module.Version
+				if module.Replace != nil {
+					systems[system] = module.Replace.Path + " " + module.Replace.Version
+				}
+			}
 		}
 	}
-	if divisor == 0 {
-		return 0
+	platform := fmt.Sprintf("%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return map[string]any{"systems": systems, "runtime": platform}, nil
+}
+
+func (p *peer) make(r *request) (any, error) {
+	p.subject = nil // the one before is garbage, whatever comes
+	n := len(r.Weights)
+	if n == 0 || n >= 1<<24 || slices.Min(r.Weights) < 1 {
+		return nil, errors.New("want weights of 1 or more, of 1 to 16,777,215 instances")
 	}
-	return sum / divisor
-}
-
-func (t task) indexOf(address string) int {
-	if i, ok := t.index[address]; ok {
-		return i
+	isEven := slices.Min(r.Weights) == slices.Max(r.Weights)
+	switch r.Algorithm {
+	case "round_robin", "random":
+		if !isEven {
+			return nil, fmt.Errorf("%s wants weights that are all the same", r.Algorithm)
+		}
+	case "consistent_hash":
+		if !isEven || r.Weights[0] != 1 || len(r.Keys) == 0 {
+			return nil, errors.New("consistent_hash wants weights of 1, and keys")
+		}
 	}
-	return -1
+	var made subject
+	var err error
+	switch r.System {
+	case "kitex", "kitex alias":
+		made, err = newKitex(r.System, r.Algorithm, r.Weights, r.Keys)
+	case "kratos":
+		made, err = newKratos(r.Algorithm, r.Weights)
+	default:
+		err = fmt.Errorf("%q is none of the systems here", r.System)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.subject = made
+	return map[string]any{}, nil
 }
 
-// What the loops leave behind: so nothing in them is without use.
-var sink any
-
-// peer answers requests, one after another.
-type peer struct {
-	task task
-	made system
+func (p *peer) time(r *request) (any, error) {
+	measured, found := p.subject.operations()[r.Operation]
+	if !found {
+		return nil, fmt.Errorf("the system has no operation %q", r.Operation)
+	}
+	if r.Count < 1 {
+		return nil, errors.New("want a count of 1 or more")
+	}
+	took := measured.run(r.Count)
+	empty := measured.empty(r.Count)
+	return map[string]int64{"ns": took.Nanoseconds(), "empty_ns": empty.Nanoseconds()}, nil
 }
 
-func (p *peer) answer(q request, line []byte) (map[string]any, error) {
-	switch q.Do {
+// answer returns what is to be answered to a line. A panic below it is an error like others, for
+// so ends a loop that finds nobody to pick.
+func (p *peer) answer(line []byte) (answer any, err error) {
+	defer func() {
+		if caught := recover(); caught != nil {
+			err = fmt.Errorf("%v", caught)
+		}
+	}()
+	var r request
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&r); err != nil {
+		return nil, err
+	}
+	switch r.Do {
 	case "describe":
 		return describe()
 	case "make":
-		p.made = nil
-		p.task = newTask(q)
-		made, err := makeSystem(q.System, p.task)
-		if err != nil {
-			return nil, err
+		return p.make(&r)
+	case "time", "picks", "moved", "memory", "simulate":
+		if p.subject == nil {
+			return nil, fmt.Errorf("%q: nothing is made yet", r.Do)
 		}
-		p.made = made
-		return map[string]any{}, nil
+		return p.ask(&r)
 	}
-	if p.made == nil {
-		return nil, fmt.Errorf("nothing has been made")
-	}
-	switch q.Do {
+	return nil, fmt.Errorf("%q is nothing that can be done", r.Do)
+}
+
+// ask returns what the picker that was made says to a request.
+func (p *peer) ask(r *request) (any, error) {
+	switch r.Do {
 	case "time":
-		run, empty, err := p.made.operation(q.Operation)
-		if err != nil {
-			return nil, err
-		}
-		began := time.Now()
-		run(q.Count)
-		ns := time.Since(began).Nanoseconds()
-		began = time.Now()
-		empty(q.Count)
-		return map[string]any{"ns": ns, "empty_ns": time.Since(began).Nanoseconds()}, nil
+		return p.time(r)
 	case "picks":
-		pick, picks := p.made.fresh(), make([]int, q.Count)
-		for k := range picks {
-			picks[k] = p.task.indexOf(pick(p.task.requests[k%len(p.task.requests)]))
-		}
-		return map[string]any{"picks": picks}, nil
+		return map[string][]int{"picks": p.subject.picks(r.Count)}, nil
 	case "moved":
-		before, added, err := p.made.moved()
-		if err != nil {
-			return nil, err
-		}
-		return map[string]any{"before": before, "added": added}, nil
+		before, added, err := p.subject.moved()
+		return map[string][]int{"before": before, "added": added}, err
 	case "memory":
-		return map[string]any{"bytes": p.memory()}, nil
-	case "simulate":
-		return simulate(line, p.task)
+		return map[string]int64{"bytes": p.subject.memory()}, nil
+	default:
+		return p.subject.simulate(r.day)
 	}
-	return nil, fmt.Errorf("there is no %s", q.Do)
-}
-
-func (p *peer) memory() int64 {
-	before := live()
-	held := p.made.held(func(pick func(key any)) {
-		began := time.Now()
-		for k := range min(p.task.period(), mostForMemory) {
-			pick(p.task.requests[k%len(p.task.requests)])
-			if k%1000 == 0 && time.Since(began) > longestWalk {
-				break
-			}
-		}
-	})
-	after := live()
-	runtime.KeepAlive(held)
-	return after - before
-}
-
-// live returns the bytes that are left when all garbage has been collected.
-func live() int64 {
-	runtime.GC()
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
-}
-
-func makeSystem(name string, t task) (system, error) {
-	switch name {
-	case "kitex", "kitex alias":
-		return newKitex(name, t)
-	case "kratos":
-		return newKratos(t)
-	}
-	return nil, fmt.Errorf("there is no %s", name)
-}
-
-func describe() (map[string]any, error) {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return nil, fmt.Errorf("built without information on its modules")
-	}
-	systems := map[string]string{}
-	for _, module := range info.Deps {
-		switch module.Path {
-		case "github.com/cloudwego/kitex":
-			systems["kitex"] = module.Version
-		case "github.com/go-kratos/kratos/v2":
-			systems["kratos"] = module.Version
-		}
-	}
-	runtime := fmt.Sprintf("%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return map[string]any{"systems": systems, "runtime": runtime}, nil
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == simulation {
-		mainOfSimulation()
-	}
-	// What others print goes elsewhere than to who asks.
-	out := os.Stdout
-	os.Stdout = os.Stderr
-	lines, answers := bufio.NewReaderSize(os.Stdin, 1<<20), json.NewEncoder(out)
 	p := &peer{}
+	input := bufio.NewReader(os.Stdin)
+	output := json.NewEncoder(os.Stdout) // writes each object at once, with its line feed
 	for {
-		line, err := lines.ReadBytes('\n')
-		if err != nil {
+		line, end := input.ReadBytes('\n')
+		if len(bytes.TrimSpace(line)) > 0 {
+			answer, err := p.answer(line)
+			if err != nil {
+				answer = map[string]string{"error": err.Error()}
+			}
+			if err := output.Encode(answer); err != nil {
+				log.Fatal(err)
+			}
+		}
+		if end == io.EOF {
 			return
 		}
-		var q request
-		var answer map[string]any
-		if err = json.Unmarshal(line, &q); err == nil {
-			answer, err = p.answer(q, line)
-		}
-		if err != nil {
-			answer = map[string]any{"error": err.Error()}
-		}
-		if err := answers.Encode(answer); err != nil {
-			return
+		if end != nil {
+			log.Fatal(end)
 		}
 	}
 }
