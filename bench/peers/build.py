@@ -1,4 +1,4 @@
-"""Builds the peers: Go's and Rust's from their published modules, and from_c.pyx.
+"""Builds the peers: Go's and Rust's from their published modules, Python's two of Cython.
 
 What is built lies in bench/peers/.built, and is built again when its sources have changed; the
 tools see to that themselves. A peer that cannot be built is named with the reason, and the
@@ -16,6 +16,7 @@ from bench.extension import compiled
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / ".built"
+FROM_C, FLOOR = FOLDER / "from_c.pyx", FOLDER.parent / "floor.pyx"
 
 
 class UnavailableError(Exception):
@@ -42,9 +43,9 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
 
 
 def python_peer() -> list[str]:
-    """Return the command of the peer in Python, once from_c.pyx is compiled."""
-    module = compiled(FOLDER / "from_c.pyx", BUILT)
-    return [sys.executable, "-m", "bench.peers.python_peer", str(module)]
+    """Return the command of the peer in Python, once its two modules are compiled."""
+    modules = [compiled(source, BUILT) for source in (FROM_C, FLOOR)]
+    return [sys.executable, "-m", "bench.peers.python_peer", *map(str, modules)]
 
 
 def go_peer() -> list[str]:

@@ -51,26 +51,26 @@ SYSTEMS: dict[str, dict[str, Sequence[str]]] = {
     "python": {
         "round_robin": (
             *("rota", "rota C", "rota batch", "rota fill", "rota reference"),
-            *("itertools.cycle", "roundrobin"),
+            *("empty method", "itertools.cycle", "roundrobin"),
         ),
         "weighted_round_robin": (
             *("rota", "rota C", "rota selector", "rota batch", "rota fill", "rota reference"),
-            "roundrobin",
+            *("empty method", "roundrobin"),
         ),
         "interleaved_weighted_round_robin": (
-            *("rota", "rota C", "rota batch", "rota fill", "rota reference"),
+            *("rota", "rota C", "rota batch", "rota fill", "rota reference", "empty method"),
         ),
         "random": (
             *("rota", "rota C", "rota selector", "rota batch", "rota fill", "rota reference"),
-            *("random", "numpy"),
+            *("empty method", "random", "numpy"),
         ),
         "weighted_random": (
             *("rota", "rota C", "rota selector", "rota batch", "rota fill", "rota reference"),
-            *("random", "numpy"),
+            *("empty method", "random", "numpy"),
         ),
         "consistent_hash": (
             *("rota", "rota C", "rota batch", "rota reference"),
-            *("uhashring", "pymemcache"),
+            *("empty method", "uhashring", "pymemcache"),
         ),
         "p2c": ("rota", "rota selector", "rota reference"),
     },

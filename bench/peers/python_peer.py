@@ -1,6 +1,6 @@
 """rota, and what people use in Python in its place, behind the protocol of PROTOCOL.md.
 
-usage: python -m bench.peers.python_peer FROM_C      (from_c.pyx, compiled; see build.py)
+usage: python -m bench.peers.python_peer FROM_C FLOOR      (compiled; see build.py)
 
     rota                 pickers, and Kitex's shape: a balancer's cached picker and `next`
     rota selector        Kratos' shape: select, and done
@@ -8,6 +8,7 @@ usage: python -m bench.peers.python_peer FROM_C      (from_c.pyx, compiled; see 
     rota fill            fill, an array of indices
     rota C               from_c.pyx, no Python between the picks
     rota reference       the same pickers in plain Python
+    empty method         of a compiled class: what a call costs before anything is done
     itertools.cycle      over the instances
     roundrobin           basic and smooth of the package of that name
     random               random.choice, random.choices with cum_weights
@@ -22,10 +23,11 @@ import platform
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
-from importlib.util import module_from_spec, spec_from_file_location
 from math import gcd
+from pathlib import Path
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
@@ -34,6 +36,7 @@ import numpy as np
 
 import rota
 from bench.cases import bytes_held
+from bench.extension import loaded
 from rota import reference, selector
 from rota.loadbalance import LoadBalancer
 
@@ -165,6 +168,7 @@ class Task:
     weights: list[int]
     keys: list[str]
     from_c: ModuleType
+    floor: ModuleType
 
     def __post_init__(self) -> None:
         n = len(self.weights)
@@ -440,6 +444,20 @@ class RotaC(Rota):
         }
 
 
+class EmptyMethod(System):
+    """Returns an instance that it holds; compiled as the kernels are."""
+
+    def make(self) -> Any:
+        return self.task.floor.Floor(self.task.instances[0])
+
+    def pick_with(self, made: Any, key: str) -> Any:
+        return made.one_argument(key) if self.task.keys else made.no_argument()
+
+    def operations(self) -> dict[str, Operation]:
+        statement = "p.one_argument(key)" if self.task.keys else "p.no_argument()"
+        return {"pick": Loop(statement, {"p": self.made}, self.task.keys)}
+
+
 class OfPython(System):
     """What people use: made by a function of a task; a statement picks."""
 
@@ -561,6 +579,7 @@ SYSTEMS: dict[str, Callable[[Task], System]] = {
     "rota fill": RotaFill,
     "rota C": RotaC,
     "rota reference": RotaReference,
+    "empty method": EmptyMethod,
     "itertools.cycle": cycle,
     "roundrobin": roundrobin_package,
     "random": standard_random,
@@ -573,8 +592,8 @@ SYSTEMS: dict[str, Callable[[Task], System]] = {
 class Peer:
     """What answers the requests, one after another."""
 
-    def __init__(self, from_c: ModuleType) -> None:
-        self.from_c = from_c
+    def __init__(self, from_c: ModuleType, floor: ModuleType) -> None:
+        self.from_c, self.floor = from_c, floor
         self.system: System | None = None
         self.operations: dict[str, Operation] = {}
 
@@ -583,7 +602,9 @@ class Peer:
         do = request["do"]
         if do == "describe":
             systems = {"rota": f"{rota.__version__} ({rota.IMPLEMENTATION})"}
-            systems |= {name: metadata.version(name) for name in LIBRARIES}
+            for name in LIBRARIES:
+                with suppress(metadata.PackageNotFoundError):
+                    systems[name] = metadata.version(name)
             runtime = f"{platform.python_implementation()} {platform.python_version()}"
             return {"systems": systems, "runtime": runtime}
         if do == "make":
@@ -591,9 +612,8 @@ class Peer:
             name = request["system"]
             if name not in SYSTEMS:
                 raise NotThereError(f"there is no {name}")
-            task = Task(
-                name, request["algorithm"], request["weights"], request["keys"], self.from_c
-            )
+            algorithm, given, keys = request["algorithm"], request["weights"], request["keys"]
+            task = Task(name, algorithm, given, keys, self.from_c, self.floor)
             self.system = SYSTEMS[name](task)
             self.operations = self.system.operations()
             return {}
@@ -613,19 +633,9 @@ class Peer:
         raise NotThereError(f"there is no {do}")
 
 
-def loaded(path: str) -> ModuleType:
-    """Return the compiled module at a path."""
-    spec = spec_from_file_location("from_c", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main() -> None:
     """Answer until there are no more requests."""
-    peer = Peer(loaded(sys.argv[1]))
+    peer = Peer(*(loaded(Path(path)) for path in sys.argv[1:]))
     for line in sys.stdin:
         try:
             answer = peer.answer(json.loads(line))

@@ -28,8 +28,8 @@ POINTS = ("murmur3", "nginx", "libketama", "ring_hash")
 LARGEST = {"pymemcache": 10}  # of these picks
 REQUESTS = 100_000
 SEED = 1
-# Whose picks are those of another of rota's systems.
-SAME_PICKS = ("rota C", "rota batch", "rota fill", "rota reference")
+# Whose picks are those of another of rota's systems, or none.
+SAME_PICKS = ("rota C", "rota batch", "rota fill", "rota reference", "empty method")
 SAME_ORDER = {
     "round_robin": rota.RoundRobin,
     "weighted_round_robin": rota.WeightedRoundRobin,
