@@ -725,6 +725,31 @@ def test_who_comes_and_goes(three):
         assert not any(member.users for member in channel.members.now())
 
 
+def test_who_comes_and_goes_asyncio(three):
+    async def main():
+        registry = MemoryRegistry()
+        publish(registry, three[:2])
+        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            stub = EchoStub(channel)
+            talks = [stub.Chat(), stub.Chat()]
+            for talk in talks:
+                await talk.write(b"hello")
+            assert {who(await talk.read()) for talk in talks} == {"a", "b"}
+            left = {each.instance.version: each.connection for each in channel.members.now()}["a"]
+            publish(registry, three[1:])
+            await until_async(lambda: channel.held.instances[-1].version == "c")
+            for talk in talks:
+                await talk.write(b"still there?")
+                assert (await talk.read()).endswith(b"there?")
+                assert left.look() is READY
+            for talk in talks:
+                await talk.done_writing()
+                assert await talk.read() is grpc.aio.EOF
+            await until_async(lambda: left.look() is grpc.ChannelConnectivity.SHUTDOWN)
+
+    asyncio.run(main())
+
+
 def wait_for_one(queue):
     until(lambda: queue)
     return queue.pop(0)

@@ -271,6 +271,7 @@ class Channel(Balanced, grpc.aio.Channel):
     def _make(self, instance: Instance, target: str) -> Subchannel:
         channel: grpc.aio.Channel
         options, compression, chain = self._options, self._compression, self.interceptors
+        self._loop = asyncio.get_running_loop()
         if self._credentials is None:
             channel = grpc.aio.insecure_channel(target, options, compression, chain)
         else:
