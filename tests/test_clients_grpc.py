@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -883,6 +884,83 @@ def test_done_comes_once_at_the_end(registry):
         balancer.check(8)
         assert outcome_of(balancer.infos[-1].err) is Outcome.CANCELLED
         until(lambda: count_in_flight(channel) == 0)
+
+
+def test_errors_of_policies_and_balancers_end_a_call(registry):
+    """Nobody waits forever for a call that goes on by itself, and the balancer hears of it."""
+
+    def opinion(error):
+        raise LookupError("no opinion")
+
+    class Raising(Listening):
+        def select(self):
+            instance, done = super().select()
+
+            def hear(info=None, err=None):
+                done(info)
+                raise LookupError("no ears")
+
+            return instance, hear
+
+    for balancer, policy, request, said in (
+        (Listening(), RetryPolicy(retry_on=opinion), b"n=1 fail=UNAVAILABLE", "no opinion"),
+        (Raising(), None, b"n=1 fail=UNAVAILABLE", "no ears"),
+        (Raising(), None, b"n=1", "no ears"),
+    ):
+        with (
+            insecure_channel(NAME, registry, balancer=balancer, policy=policy) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            future = stub.Unary.future(request)
+            assert said in future.exception(DEADLINE).details()
+            assert isinstance(future.exception().__cause__, LookupError)
+            assert future.code() is grpc.StatusCode.UNKNOWN
+            stream = stub.Many(request)
+            with suppress(grpc.RpcError):
+                list(stream)
+            assert said in stream.details()
+            with pytest.raises(grpc.RpcError, match=said):
+                next(stream)
+            with pytest.raises(LookupError, match=said):
+                stub.Unary(request)
+            balancer.check(3)
+            assert count_in_flight(channel) == 0
+
+
+def test_cancelled_between_two_attempts(registry):
+    """When the first has failed, and its end is still being told."""
+
+    class Cancelling(Listening):
+        call = None
+
+        def select(self):
+            instance, done = super().select()
+
+            def hear(info=None, err=None):
+                done(info)
+                if self.call is not None:
+                    assert self.call.cancel()
+
+            return instance, hear
+
+    balancer = Cancelling()
+    with (
+        insecure_channel(NAME, registry, balancer=balancer) as channel,
+        call_options(idempotent=True),
+    ):
+        stub = EchoStub(channel)
+        stub.Unary(b"x")
+        balancer.call = future = stub.Unary.future(b"sleep=0.1 fail=UNAVAILABLE")
+        with pytest.raises(grpc.FutureCancelledError):
+            future.result(DEADLINE)
+        balancer.check(2)
+        balancer.call = stream = stub.Many(b"sleep=0.1 n=1 fail=UNAVAILABLE")
+        with pytest.raises(grpc.RpcError) as raised:
+            next(stream)
+        assert raised.value.code() is stream.code() is grpc.StatusCode.CANCELLED
+        assert stream.cancelled()
+        balancer.check(3)
 
 
 def test_done_comes_once_at_the_end_asyncio(registry):
