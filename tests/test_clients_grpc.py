@@ -792,6 +792,35 @@ def test_close(registry):
     asyncio.run(main())
 
 
+def test_calls_that_a_close_ends(registry):
+    """CANCELLED, as of grpcio: those that wait for an instance, a round or the service."""
+    down = MemoryRegistry()
+    down.publish("echo", Instance(f"127.0.0.1:{free_port()}"))
+    policy = RetryPolicy(retry_on=lambda error: True, pause=0.5, max_attempts=1000)
+    for resolver, request in ((down, b"x"), (registry, b"n=1 fail=UNAVAILABLE"), (Broken(), b"x")):
+        balancer = Listening()
+        with (
+            BalancerFactory(resolver, balancer) as factory,  # which others go on with
+            ThreadPoolExecutor() as pool,
+        ):
+            channel = insecure_channel(NAME, factory, policy=policy, idempotent=lambda name: True)
+            stub = EchoStub(channel)
+            options = {"wait_for_ready": resolver is not registry}
+            calls = [
+                pool.submit(stub.Unary, request, **options),
+                pool.submit(stub.Unary.future(request, **options).result),
+                pool.submit(next, stub.Many(request, **options)),
+            ]
+            time.sleep(0.2)
+            channel.close()
+            for call in calls:
+                error = call.exception(DEADLINE)
+                assert isinstance(error, grpc.RpcError)
+                assert error.code() is grpc.StatusCode.CANCELLED
+                assert error.details() == "Channel closed!"
+            assert len(balancer.heard) == balancer.n_picked
+
+
 def count_in_flight(channel):
     return sum(len(member.users) for member in channel.members.now())
 

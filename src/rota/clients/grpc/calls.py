@@ -231,9 +231,14 @@ class Attempts:
             if self._selector is not None:
                 return self._select()
             for candidate in self._round or ():
-                if is_ready is None or is_ready(candidate[0]):
+                is_there = False
+                try:
+                    is_there = is_ready is None or is_ready(candidate[0])
+                finally:  # also where the channel was closed
+                    if not is_there:
+                        call_off(candidate[1])
+                if is_there:
                     return candidate
-                call_off(candidate[1])
         except NoAvailableInstance:
             if is_ready is None and self._course is None:
                 raise

@@ -20,7 +20,7 @@ import grpc
 
 from rota.clients.grpc.balanced import CLOSED, Balanced
 from rota.clients.grpc.calls import Attempts, Headers, Use, left_of
-from rota.clients.grpc.errors import DeadlineError, NoInstance
+from rota.clients.grpc.errors import ChannelClosed, DeadlineError, NoInstance
 from rota.clients.grpc.running import BalancedCall, Requests, Run
 from rota.clients.grpc.subchannels import (
     SHUTDOWN,
@@ -195,22 +195,22 @@ class Channel(Balanced, grpc.Channel):
             Not in time.
         ValueError
             The channel is closed.
+        ChannelClosed
+            It was closed meanwhile.
         """
-        while True:
-            service = self.followed()
-            if service is not None:
-                return service
+        service = self.followed()
+        while service is None:
             try:
-                found: ServiceBalancer = self._dialer.factory.get(self.endpoint, left_of(end))
-                return found
-            except Exception as error:
+                service = self._dialer.factory.get(self.endpoint, left_of(end))
+            except Exception as error:  # noqa: PERF203
                 if self.is_closed:
-                    raise ValueError(CLOSED) from error
+                    raise ChannelClosed from error
                 if end is not None and end <= time.monotonic():
                     raise DeadlineError(f"{self.endpoint} was not found in time") from error
                 if not wait_for_ready:
                     raise as_rpc_error(error, self.endpoint) from error
-            time.sleep(SEARCH if end is None else min(SEARCH, left_of(end) or 0.0))
+                time.sleep(SEARCH if end is None else min(SEARCH, left_of(end) or 0.0))
+        return service
 
     def call(
         self,
@@ -276,12 +276,16 @@ class Channel(Balanced, grpc.Channel):
         while True:
             try:
                 step = attempts.next()
+                if isinstance(step, float):
+                    time.sleep(step)
+                    continue
+                use, function, sent = self.begin(method, *step, metadata, n_attempts)
             except (NoAvailableInstance, DeadlineExceeded) as error:
                 raise as_rpc_error(error, self.endpoint) from error
-            if isinstance(step, float):
-                time.sleep(step)
-                continue
-            use, function, sent = self.begin(method, *step, metadata, n_attempts)
+            except RuntimeError as error:
+                if self.is_closed:
+                    raise ChannelClosed from error
+                raise
             n_attempts += 1
             try:
                 response, call = function.with_call(

@@ -17,7 +17,13 @@ import grpc
 
 from rota.clients.dialing import Arguments
 from rota.clients.grpc.calls import Attempts, Use, left_of
-from rota.clients.grpc.errors import CANCELLED_DETAILS, CallError, DeadlineError, NoInstance
+from rota.clients.grpc.errors import (
+    CANCELLED_DETAILS,
+    CallError,
+    ChannelClosed,
+    DeadlineError,
+    NoInstance,
+)
 from rota.clients.grpc.subchannels import Method
 from rota.discovery import Instance
 from rota.retry import DeadlineExceeded
@@ -253,11 +259,10 @@ class Run:
         """Return an error as what the call comes to."""
         if isinstance(error, grpc.RpcError):
             return error
-        said = f"{type(error).__name__}: {error}"
-        code = grpc.StatusCode.UNKNOWN
-        if self._channel.is_closed:
-            code = grpc.StatusCode.CANCELLED
-        failure = CallError(code, said)
+        failure: CallError = ChannelClosed()
+        if not self._channel.is_closed:
+            said = f"{type(error).__name__}: {error}"
+            failure = CallError(grpc.StatusCode.UNKNOWN, said)
         failure.__cause__ = error
         return failure
 
