@@ -860,8 +860,40 @@ class Listening:
         assert sorted(index for index, _ in self.heard) == list(range(n))
 
 
-def test_done_comes_once_at_the_end(registry):
-    balancer = Listening()
+class ListeningSelector(Listening):
+    """The same as a selector: most calls then take the shortest way."""
+
+    get_picker = None
+    instances = ()
+
+    def build(self):
+        return self
+
+    def apply(self, instances):
+        self.instances = instances
+
+    def select(self, *, filters=(), exclude=(), key=None):
+        if all(instance in exclude for instance in self.instances):
+            raise NoAvailableInstance("all were tried")
+        while True:
+            instance, done = super().select()
+            if instance not in exclude:
+                return instance, done
+            done()
+
+
+LISTENING = pytest.mark.parametrize("kind", [Listening, ListeningSelector])
+
+
+async def warm_up(channel, stub):
+    """Call until all are known to be connected: then calls may take the shortest way."""
+    while len(channel.members.now()) < 3 or channel.rest.suspects:
+        await stub.Unary(b"x")
+
+
+@LISTENING
+def test_done_comes_once_at_the_end(registry, kind):
+    balancer = kind()
     with insecure_channel(NAME, registry, balancer=balancer) as channel:
         stub = EchoStub(channel)
         name = who(stub.Unary(b"x"))
@@ -992,9 +1024,10 @@ def test_cancelled_between_two_attempts(registry):
         balancer.check(3)
 
 
-def test_done_comes_once_at_the_end_asyncio(registry):
+@LISTENING
+def test_done_comes_once_at_the_end_asyncio(registry, kind):
     async def main():
-        balancer = Listening()
+        balancer = kind()
         async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
             stub = EchoStub(channel)
             name = who(await stub.Unary(b"x"))
@@ -1031,12 +1064,13 @@ def test_done_comes_once_at_the_end_asyncio(registry):
     asyncio.run(main())
 
 
+@LISTENING
 @pytest.mark.parametrize("steps", range(12))
-def test_cancelled_at_any_moment(registry, steps):
+def test_cancelled_at_any_moment(registry, steps, kind):
     """Wherever a task is cancelled its call ends, and the balancer hears of it, once."""
 
     async def main():
-        balancer = Listening()
+        balancer = kind()
         async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
             stub = EchoStub(channel)
 
@@ -1058,7 +1092,7 @@ def test_cancelled_at_any_moment(registry, steps):
 
             for warm in range(2):
                 if warm:
-                    await stub.Unary(b"x")
+                    await warm_up(channel, stub)
                 for make in (
                     lambda: asyncio.wait_for(stub.Unary(b"sleep=0.02"), None),
                     lambda: asyncio.wait_for(stub.Gather(requests()), None),
@@ -1075,6 +1109,75 @@ def test_cancelled_at_any_moment(registry, steps):
             await until_async(lambda: count_in_flight(channel) == 0)
 
     asyncio.run(main())
+
+
+def test_reads_after_the_end_asyncio(registry, three):
+    """A read says each time how a stream has ended, as that of grpcio does."""
+
+    async def main(channel):
+        stub = EchoStub(channel)
+        stream = stub.Many(b"n=2 fail=NOT_FOUND")
+        assert (await stream.read()).endswith(b"0")
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stream.read()
+            assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+            assert raised.value.details() == "as-asked"
+        stream = stub.Chat()
+        await stream.write(b"x")
+        await stream.read()
+        reading = asyncio.ensure_future(stream.read())
+        await asyncio.sleep(0.02)
+        reading.cancel()
+        for each in (reading, stream.read(), stream.read()):
+            with pytest.raises(asyncio.CancelledError):
+                await each
+        assert stream.cancelled()
+        for request in (b"n=1 fail=CANCELLED", b"n=2 fail=CANCELLED"):
+            stream = stub.Many(request)
+            with pytest.raises(grpc.aio.AioRpcError):
+                [message async for message in stream]
+            assert stream.cancelled()
+            assert stream.done()
+        for _ in range(2):
+            call = stub.Unary(b"fail=CANCELLED")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+            assert call.cancelled()
+        await channel.close()
+
+    async def both():
+        await main(grpc.aio.insecure_channel(three[0].address))
+        await main(aio.insecure_channel(NAME, registry))
+
+    asyncio.run(both())
+
+
+def test_a_server_that_cancels_is_unavailable(registry):
+    """Where no time is left for another round: an error of the channel's own kind."""
+    policy = RetryPolicy(retry_on=lambda error: True, pause=1)
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, policy=policy) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                with call_options(idempotent=True):
+                    call = stub.Unary(b"fail=CANCELLED", timeout=0.3)
+                with pytest.raises(grpc.aio.AioRpcError, match="as-asked") as raised:
+                    await call
+                assert raised.value.code() is await call.code() is UNAVAILABLE
+                assert raised.value.__cause__.code() is grpc.StatusCode.CANCELLED
+
+    asyncio.run(main())
+    with insecure_channel(NAME, registry, policy=policy) as channel, call_options(idempotent=True):
+        stub = EchoStub(channel)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError, match="as-asked") as raised:
+                stub.Unary(b"fail=CANCELLED", timeout=0.3)
+            assert raised.value.code() is UNAVAILABLE
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Unary(b"fail=CANCELLED pushback=30000")
+        assert raised.value.code() is UNAVAILABLE  # not waited for: that is too long
 
 
 def test_load_is_that_of_streams_too(registry):
@@ -1235,11 +1338,12 @@ def test_metadata_and_compression(registry):
     asyncio.run(main())
 
 
-def test_errors_of_serializers(registry):
+@LISTENING
+def test_errors_of_serializers(registry, kind):
     def fail(message):
         raise ValueError("not for bytes")
 
-    balancer = Listening()
+    balancer = kind()
     with insecure_channel(NAME, registry, balancer=balancer) as channel:
         for call in (
             channel.unary_unary(method("Unary"), fail),
@@ -1682,6 +1786,26 @@ def test_what_is_of_no_use(registry):
             make(NAME, None)
     with insecure_channel(NAME, registry) as channel, pytest.raises(TypeError, match="method"):
         channel.unary_unary(b"/a/b")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@LISTENING
+def test_arguments_of_calls_that_are_of_no_use_asyncio(registry, kind):
+    async def main():
+        balancer = kind()
+        async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                for options in ({"timeout": "x"}, {"metadata": 5}):
+                    for make in (stub.Unary, stub.Many, stub.Gather, stub.Chat):
+                        with pytest.raises(TypeError):
+                            make(b"x", **options)
+                    gc.collect()
+                await warm_up(channel, stub)
+            assert len(balancer.heard) == balancer.n_picked
+            assert count_in_flight(channel) == 0
+
+    asyncio.run(main())
 
 
 RETRYING = '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 3}}]}'

@@ -258,8 +258,7 @@ class Attempts:
         if self._is_ready is not None and getattr(error, "unsent", False) is True:
             return True
         if error.code() is grpc.StatusCode.CANCELLED:
-            failure = CallError(UNAVAILABLE, f"cancelled by the server: {error.details()}")
-            failure.__cause__, error = error, failure
+            error = _as_failure(error)
         course = self._course
         if course is None:
             course = self._course = Course(self._policy, self._end)
@@ -298,6 +297,18 @@ class Attempts:
         if left <= 0:
             raise DeadlineExceeded("no instance was ready before the deadline")
         return min(POLL, left)
+
+
+def _as_failure(cancellation: Any) -> Any:
+    """Return a CANCELLED of a server as the failure that it is."""
+    details = f"cancelled by the server: {cancellation.details()}"
+    failure: Any = CallError(UNAVAILABLE, details)
+    if isinstance(cancellation, grpc.aio.AioRpcError):
+        metadata = cancellation.initial_metadata(), cancellation.trailing_metadata()
+        failure = grpc.aio.AioRpcError(UNAVAILABLE, *metadata, details, details)
+    failure.retry_after = getattr(cancellation, "retry_after", None)
+    failure.__cause__ = cancellation
+    return failure
 
 
 def judge(error: Any, use: Use, rest: Suspects) -> bool:
