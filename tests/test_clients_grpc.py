@@ -470,6 +470,34 @@ def test_timeout_is_of_all_attempts(registry, three):
     asyncio.run(main())
 
 
+def test_no_call_begins_after_its_deadline(registry, three):
+    words = b"id=too-late n=1"
+    with insecure_channel(NAME, registry) as channel:
+        stub = EchoStub(channel)
+        for _ in range(2):
+            for make in (
+                lambda: stub.Unary(words, timeout=-0.1),
+                lambda: stub.Unary.future(words, timeout=-0.1).result(),
+                lambda: next(stub.Many(words, timeout=-0.1)),
+                lambda: stub.Gather(iter([words]), timeout=-0.1),
+            ):
+                with pytest.raises(grpc.RpcError) as raised:
+                    make()
+                assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            stub.Unary(b"x")
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                for call in (stub.Unary(words, timeout=-0.1), stub.Many(words, timeout=-0.1)):
+                    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                await stub.Unary(b"x")
+
+    asyncio.run(main())
+    assert count(three, "too-late") == 0
+
+
 def test_nothing_is_repeated_once_a_message_was_given(tmp_path):
     registry = MemoryRegistry()
     with fleet(tmp_path, 2) as servers:

@@ -264,7 +264,7 @@ class Channel(Balanced, grpc.aio.Channel):
                     raise DeadlineError(f"{self.endpoint} was not found in time") from error
                 if not wait_for_ready or self.is_closed:
                     raise as_rpc_error(error, self.endpoint) from error
-            await asyncio.sleep(SEARCH if end is None else min(SEARCH, left_of(end) or 0.0))
+            await asyncio.sleep(SEARCH if end is None else min(SEARCH, end - monotonic()))
 
     # -- subchannels ----------------------------------------------------------------------
 

@@ -384,8 +384,8 @@ def now(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def left_of(end: float | None) -> float | None:
-    """Return the seconds until then, not less than 0."""
-    return None if end is None else max(0.0, end - monotonic())
+    """Return the seconds until then; once that has passed less than 0, which grpcio refuses."""
+    return None if end is None else end - monotonic()
 
 
 def end_of(timeout: float | None, deadline: float | None) -> float | None:

@@ -205,11 +205,11 @@ class Channel(Balanced, grpc.Channel):
             except Exception as error:  # noqa: PERF203
                 if self.is_closed:
                     raise ChannelClosed from error
-                if end is not None and end <= time.monotonic():
+                if end is not None and end <= monotonic():
                     raise DeadlineError(f"{self.endpoint} was not found in time") from error
                 if not wait_for_ready:
                     raise as_rpc_error(error, self.endpoint) from error
-                time.sleep(SEARCH if end is None else min(SEARCH, left_of(end) or 0.0))
+                time.sleep(SEARCH if end is None else max(0.0, min(SEARCH, end - monotonic())))
         return service
 
     def call(
