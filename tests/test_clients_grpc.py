@@ -35,6 +35,7 @@ from rota.clients import call_options, header
 from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel, secure_channel
 from rota.clients.grpc.subchannels import DEFAULT_OPTIONS, Subchannel, as_options
 from rota.clients.telemetry import Telemetry
+from rota.discovery import Change, Result
 from rota.outcome import Outcome, outcome_of
 from rota.retry import DeadlineExceeded, connect_failure
 from rota.selector import Peer, p2c, version, wrr
@@ -620,8 +621,6 @@ class Broken:
         return "t"
 
     def resolve(self, target):
-        from rota.discovery import Result
-
         if self.instances is None:
             raise ConnectionError("the registry is away")
         return Result(True, "t", tuple(self.instances))
@@ -1930,6 +1929,38 @@ def test_methods_are_made_once(registry):
         del stubs
         gc.collect()
         assert len(channel._methods) == 0
+
+
+def test_instances_leave_while_stubs_are_made(registry):
+    is_ended = False
+
+    def make_stubs(name):
+        n_made = 0
+        while not is_ended:
+            n_made += 1
+            _ = [channel.unary_unary(f"/{name}/{n_made}-{k}") for k in range(20)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with insecure_channel(NAME, registry) as channel, ThreadPoolExecutor() as pool:
+            makers = [pool.submit(make_stubs, name) for name in "abc"]
+            nobody = Result(True, "echo", ())
+            kept = [channel.unary_unary(f"/kept/{k}") for k in range(1000)]
+            instance = Instance(f"127.0.0.1:{free_port()}")
+            try:
+                for _ in range(25):
+                    member = channel.members.take(instance, instance)
+                    channel.members.follow(Change(nobody, removed=(instance,)))
+                    channel.members.release(member, instance)
+                    assert channel.members.now() == []
+            finally:
+                is_ended = True
+            for each in makers:
+                each.result(DEADLINE)
+            assert len(channel._methods) >= len(kept)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_stats_and_telemetry(registry):
