@@ -1016,6 +1016,25 @@ def test_errors_of_policies_and_balancers_end_a_call(registry):
             assert count_in_flight(channel) == 0
 
 
+def test_rounds_without_a_pause(registry):
+    """The next thread that goes on with a call may begin before the last one has left it."""
+    policy = RetryPolicy(retry_on=lambda error: True, pause=0, max_attempts=30, budget=None)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with (
+            insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            futures = [stub.Unary.future(b"fail=UNAVAILABLE") for _ in range(20)]
+            for future in futures:
+                assert future.exception(DEADLINE).code() is UNAVAILABLE
+            assert count_in_flight(channel) == 0
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_cancelled_between_two_attempts(registry):
     """When the first has failed, and its end is still being told."""
 

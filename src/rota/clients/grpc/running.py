@@ -243,7 +243,7 @@ class Run:
 
     def _spawn(self, function: Callable[[], None], seconds: float = 0.0) -> None:
         # Rare: the first calls of all, and pauses.
-        timer = threading.Timer(seconds, self._context.run, (self._guarded, function))
+        timer = threading.Timer(seconds, self._context.copy().run, (self._guarded, function))
         timer.daemon = True
         timer.name = "rota-grpc-call"
         timer.start()
@@ -327,7 +327,7 @@ class Run:
 
     def _end(self, attempt: Attempt) -> None:
         if self._settle(attempt):
-            self._context.run(self._guarded, self._advance)
+            self._context.copy().run(self._guarded, self._advance)
 
     def _settle(self, attempt: Attempt) -> bool:
         """Take notice of the end of an attempt, once; return whether another is to follow."""
