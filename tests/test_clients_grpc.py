@@ -729,6 +729,18 @@ def test_state(tmp_path):
         asyncio.run(main())
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_closed_while_it_connects():
+    registry = MemoryRegistry()
+    registry.publish("echo", *(Instance(f"127.0.0.1:{port}") for port in range(1, 100)))
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        channel.subscribe(lambda state: None, try_to_connect=True)
+        (watch,) = (each for each in threading.enumerate() if each.name == "rota-grpc-state")
+        until(lambda: channel.members.now())
+    watch.join(DEADLINE)
+    assert not watch.is_alive()
+
+
 def test_who_comes_and_goes(three):
     """Calls under way go on with who has left; then the subchannel is closed."""
     registry = MemoryRegistry()

@@ -144,7 +144,12 @@ class Channel(Balanced, grpc.Channel):
                 except Exception as error:
                     logger.debug("%s was not found: %r", self.endpoint, error)
                     return SHUTDOWN if self.is_closed else TRANSIENT_FAILURE
-        return self.state_of(service, try_to_connect)
+        try:
+            return self.state_of(service, try_to_connect)
+        except RuntimeError:
+            if self.is_closed:  # meanwhile
+                return SHUTDOWN
+            raise
 
     # -- its end --------------------------------------------------------------------------
 
