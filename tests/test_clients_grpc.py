@@ -1169,6 +1169,32 @@ def test_cancelled_at_any_moment(registry, steps, kind):
     asyncio.run(main())
 
 
+def test_an_iteration_that_is_left_ends_its_call_asyncio(registry):
+    """Without any help of the garbage collector: it may not come for long."""
+
+    async def main():
+        balancer = Listening()
+        async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
+            stub = EchoStub(channel)
+            gc.disable()
+            try:
+                async for _ in stub.Many(b"n=1000000"):
+                    break
+                await until_async(lambda: balancer.heard)
+            finally:
+                gc.enable()
+            balancer.check(1)
+            assert outcome_of(balancer.infos[0].err) is Outcome.CANCELLED
+            assert count_in_flight(channel) == 0
+            stream = stub.Many(b"n=3")
+            async for _ in stream:
+                break
+            assert [who(message) async for message in stream] == ["b", "b"]
+            assert [message async for message in stream] == []
+
+    asyncio.run(main())
+
+
 def test_reads_after_the_end_asyncio(registry, three):
     """A read says each time how a stream has ended, as that of grpcio does."""
 

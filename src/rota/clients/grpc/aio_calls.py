@@ -11,6 +11,7 @@ from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import grpc
 
@@ -578,15 +579,19 @@ class _Stream(BalancedCall):
 
 
 class _ManyResponses(_Stream):
-    _iterator: AsyncIterator[Any] | None = None
+    # Weak, since it holds this: a call that is left in the middle ends at once, not when garbage is
+    # collected.
+    _iterator: "ref[AsyncIterator[Any]] | None" = None
     _is_read = False
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._is_read:
             raise grpc.aio.UsageError(_MIXED)
-        if self._iterator is None:
-            self._iterator = self._responses()
-        return self._iterator
+        iterator = None if self._iterator is None else self._iterator()
+        if iterator is None:
+            iterator = self._responses()
+            self._iterator = ref(iterator)
+        return iterator
 
     async def read(self) -> Any:
         """Return the next response, `grpc.aio.EOF` where there is none."""
