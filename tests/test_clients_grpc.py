@@ -32,6 +32,7 @@ from rota import (
     WeightedRoundRobinBalancer,
 )
 from rota.clients import call_options, header
+from rota.clients.balancing import SelectorBalancer
 from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel, secure_channel
 from rota.clients.grpc.subchannels import DEFAULT_OPTIONS, Subchannel, as_options
 from rota.clients.telemetry import Telemetry
@@ -858,6 +859,26 @@ def test_calls_that_a_close_ends(registry):
                 assert error.code() is grpc.StatusCode.CANCELLED
                 assert error.details() == "Channel closed!"
             assert len(balancer.heard) == balancer.n_picked
+
+
+def test_closed_as_a_call_begins(registry):
+    """The channel is closed when a call has just seen that it is not, as another thread may."""
+
+    def closing(channel):
+        yield "a", "b"
+        channel.close()
+
+    for is_owner in (True, False):
+        balancer = ListeningSelector()
+        with BalancerFactory(registry, SelectorBalancer(balancer)) as factory:
+            options = {"balancer": balancer} if is_owner else {}
+            with insecure_channel(NAME, registry if is_owner else factory, **options) as channel:
+                stub = EchoStub(channel)
+                while len(channel.members.now()) < 3 or channel.rest.suspects:
+                    stub.Unary(b"x")
+                with pytest.raises(ValueError, match="closed"):
+                    stub.Unary(b"x", metadata=closing(channel))
+        assert len(balancer.heard) == balancer.n_picked
 
 
 def count_in_flight(channel):

@@ -443,11 +443,15 @@ class UnaryUnary(grpc.UnaryUnaryMultiCallable):
         began = monotonic()
         if metadata is not None:
             metadata = tuple(metadata)
-        picker: Any = service.get_picker()
         try:
+            picker: Any = service.get_picker()
             instance, done = picker.select(filters=channel.plain)
         except NoAvailableInstance as error:
             raise as_rpc_error(error, channel.endpoint) from error
+        except RuntimeError as error:
+            if channel.is_closed:  # meanwhile
+                raise ValueError(CLOSED) from error
+            raise
         if method.is_idempotent and channel.budget is not None:
             channel.budget.deposit()
         is_quiet = done is unheard or hasattr(done, "release")  # it does not ask for metadata
@@ -456,6 +460,8 @@ class UnaryUnary(grpc.UnaryUnaryMultiCallable):
             member = channel.members.take(instance, user)
         except BaseException as error:
             done(err=error)
+            if channel.is_closed:
+                raise ValueError(CLOSED) from error
             raise
         try:
             function = method.callables.get(member.connection) or method.on(member.connection)
