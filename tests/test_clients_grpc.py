@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -31,9 +32,11 @@ from rota import (
     WeightedRoundRobinBalancer,
 )
 from rota.clients import call_options, header
+from rota.clients.balancing import SelectorBalancer
 from rota.clients.grpc import DeadlineError, NoInstance, aio, insecure_channel, secure_channel
 from rota.clients.grpc.subchannels import DEFAULT_OPTIONS, Subchannel, as_options
 from rota.clients.telemetry import Telemetry
+from rota.discovery import Change, Result
 from rota.outcome import Outcome, outcome_of
 from rota.retry import DeadlineExceeded, connect_failure
 from rota.selector import Peer, p2c, version, wrr
@@ -471,6 +474,34 @@ def test_timeout_is_of_all_attempts(registry, three):
     asyncio.run(main())
 
 
+def test_no_call_begins_after_its_deadline(registry, three):
+    words = b"id=too-late n=1"
+    with insecure_channel(NAME, registry) as channel:
+        stub = EchoStub(channel)
+        for _ in range(2):
+            for make in (
+                lambda: stub.Unary(words, timeout=-0.1),
+                lambda: stub.Unary.future(words, timeout=-0.1).result(),
+                lambda: next(stub.Many(words, timeout=-0.1)),
+                lambda: stub.Gather(iter([words]), timeout=-0.1),
+            ):
+                with pytest.raises(grpc.RpcError) as raised:
+                    make()
+                assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            stub.Unary(b"x")
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                for call in (stub.Unary(words, timeout=-0.1), stub.Many(words, timeout=-0.1)):
+                    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                await stub.Unary(b"x")
+
+    asyncio.run(main())
+    assert count(three, "too-late") == 0
+
+
 def test_nothing_is_repeated_once_a_message_was_given(tmp_path):
     registry = MemoryRegistry()
     with fleet(tmp_path, 2) as servers:
@@ -595,8 +626,6 @@ class Broken:
         return "t"
 
     def resolve(self, target):
-        from rota.discovery import Result
-
         if self.instances is None:
             raise ConnectionError("the registry is away")
         return Result(True, "t", tuple(self.instances))
@@ -705,6 +734,18 @@ def test_state(tmp_path):
         asyncio.run(main())
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_closed_while_it_connects():
+    registry = MemoryRegistry()
+    registry.publish("echo", *(Instance(f"127.0.0.1:{port}") for port in range(1, 100)))
+    with insecure_channel(NAME, registry, balancer=wrr()) as channel:
+        channel.subscribe(lambda state: None, try_to_connect=True)
+        (watch,) = (each for each in threading.enumerate() if each.name == "rota-grpc-state")
+        until(lambda: channel.members.now())
+    watch.join(DEADLINE)
+    assert not watch.is_alive()
+
+
 def test_who_comes_and_goes(three):
     """Calls under way go on with who has left; then the subchannel is closed."""
     registry = MemoryRegistry()
@@ -727,6 +768,31 @@ def test_who_comes_and_goes(three):
         until(lambda: len(channel.members.now()) == 2)
         assert sum(member.n_calls for member in channel.members.now()) > 0
         assert not any(member.users for member in channel.members.now())
+
+
+def test_who_comes_and_goes_asyncio(three):
+    async def main():
+        registry = MemoryRegistry()
+        publish(registry, three[:2])
+        async with aio.insecure_channel(NAME, registry, balancer=wrr()) as channel:
+            stub = EchoStub(channel)
+            talks = [stub.Chat(), stub.Chat()]
+            for talk in talks:
+                await talk.write(b"hello")
+            assert {who(await talk.read()) for talk in talks} == {"a", "b"}
+            left = {each.instance.version: each.connection for each in channel.members.now()}["a"]
+            publish(registry, three[1:])
+            await until_async(lambda: channel.held.instances[-1].version == "c")
+            for talk in talks:
+                await talk.write(b"still there?")
+                assert (await talk.read()).endswith(b"there?")
+                assert left.look() is READY
+            for talk in talks:
+                await talk.done_writing()
+                assert await talk.read() is grpc.aio.EOF
+            await until_async(lambda: left.look() is grpc.ChannelConnectivity.SHUTDOWN)
+
+    asyncio.run(main())
 
 
 def wait_for_one(queue):
@@ -770,6 +836,55 @@ def test_close(registry):
     asyncio.run(main())
 
 
+def test_calls_that_a_close_ends(registry):
+    """CANCELLED, as of grpcio: those that wait for an instance, a round or the service."""
+    down = MemoryRegistry()
+    down.publish("echo", Instance(f"127.0.0.1:{free_port()}"))
+    policy = RetryPolicy(retry_on=lambda error: True, pause=0.5, max_attempts=1000)
+    for resolver, request in ((down, b"x"), (registry, b"n=1 fail=UNAVAILABLE"), (Broken(), b"x")):
+        balancer = Listening()
+        with (
+            BalancerFactory(resolver, balancer) as factory,  # which others go on with
+            ThreadPoolExecutor() as pool,
+        ):
+            channel = insecure_channel(NAME, factory, policy=policy, idempotent=lambda name: True)
+            stub = EchoStub(channel)
+            options = {"wait_for_ready": resolver is not registry}
+            calls = [
+                pool.submit(stub.Unary, request, **options),
+                pool.submit(stub.Unary.future(request, **options).result),
+                pool.submit(next, stub.Many(request, **options)),
+            ]
+            time.sleep(0.2)
+            channel.close()
+            for call in calls:
+                error = call.exception(DEADLINE)
+                assert isinstance(error, grpc.RpcError)
+                assert error.code() is grpc.StatusCode.CANCELLED
+                assert error.details() == "Channel closed!"
+            assert len(balancer.heard) == balancer.n_picked
+
+
+def test_closed_as_a_call_begins(registry):
+    """The channel is closed when a call has just seen that it is not, as another thread may."""
+
+    def closing(channel):
+        yield "a", "b"
+        channel.close()
+
+    for is_owner in (True, False):
+        balancer = ListeningSelector()
+        with BalancerFactory(registry, SelectorBalancer(balancer)) as factory:
+            options = {"balancer": balancer} if is_owner else {}
+            with insecure_channel(NAME, registry if is_owner else factory, **options) as channel:
+                stub = EchoStub(channel)
+                while len(channel.members.now()) < 3 or channel.rest.suspects:
+                    stub.Unary(b"x")
+                with pytest.raises(ValueError, match="closed"):
+                    stub.Unary(b"x", metadata=closing(channel))
+        assert len(balancer.heard) == balancer.n_picked
+
+
 def count_in_flight(channel):
     return sum(len(member.users) for member in channel.members.now())
 
@@ -809,8 +924,40 @@ class Listening:
         assert sorted(index for index, _ in self.heard) == list(range(n))
 
 
-def test_done_comes_once_at_the_end(registry):
-    balancer = Listening()
+class ListeningSelector(Listening):
+    """The same as a selector: most calls then take the shortest way."""
+
+    get_picker = None
+    instances = ()
+
+    def build(self):
+        return self
+
+    def apply(self, instances):
+        self.instances = instances
+
+    def select(self, *, filters=(), exclude=(), key=None):
+        if all(instance in exclude for instance in self.instances):
+            raise NoAvailableInstance("all were tried")
+        while True:
+            instance, done = super().select()
+            if instance not in exclude:
+                return instance, done
+            done()
+
+
+LISTENING = pytest.mark.parametrize("kind", [Listening, ListeningSelector])
+
+
+async def warm_up(channel, stub):
+    """Call until all are known to be connected: then calls may take the shortest way."""
+    while len(channel.members.now()) < 3 or channel.rest.suspects:
+        await stub.Unary(b"x")
+
+
+@LISTENING
+def test_done_comes_once_at_the_end(registry, kind):
+    balancer = kind()
     with insecure_channel(NAME, registry, balancer=balancer) as channel:
         stub = EchoStub(channel)
         name = who(stub.Unary(b"x"))
@@ -864,9 +1011,106 @@ def test_done_comes_once_at_the_end(registry):
         until(lambda: count_in_flight(channel) == 0)
 
 
-def test_done_comes_once_at_the_end_asyncio(registry):
+def test_errors_of_policies_and_balancers_end_a_call(registry):
+    """Nobody waits forever for a call that goes on by itself, and the balancer hears of it."""
+
+    def opinion(error):
+        raise LookupError("no opinion")
+
+    class Raising(Listening):
+        def select(self):
+            instance, done = super().select()
+
+            def hear(info=None, err=None):
+                done(info)
+                raise LookupError("no ears")
+
+            return instance, hear
+
+    for balancer, policy, request, said in (
+        (Listening(), RetryPolicy(retry_on=opinion), b"n=1 fail=UNAVAILABLE", "no opinion"),
+        (Raising(), None, b"n=1 fail=UNAVAILABLE", "no ears"),
+        (Raising(), None, b"n=1", "no ears"),
+    ):
+        with (
+            insecure_channel(NAME, registry, balancer=balancer, policy=policy) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            future = stub.Unary.future(request)
+            assert said in future.exception(DEADLINE).details()
+            assert isinstance(future.exception().__cause__, LookupError)
+            assert future.code() is grpc.StatusCode.UNKNOWN
+            stream = stub.Many(request)
+            with suppress(grpc.RpcError):
+                list(stream)
+            assert said in stream.details()
+            with pytest.raises(grpc.RpcError, match=said):
+                next(stream)
+            with pytest.raises(LookupError, match=said):
+                stub.Unary(request)
+            balancer.check(3)
+            assert count_in_flight(channel) == 0
+
+
+def test_rounds_without_a_pause(registry):
+    """The next thread that goes on with a call may begin before the last one has left it."""
+    policy = RetryPolicy(retry_on=lambda error: True, pause=0, max_attempts=30, budget=None)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with (
+            insecure_channel(NAME, registry, balancer=wrr(), policy=policy) as channel,
+            call_options(idempotent=True),
+        ):
+            stub = EchoStub(channel)
+            futures = [stub.Unary.future(b"fail=UNAVAILABLE") for _ in range(20)]
+            for future in futures:
+                assert future.exception(DEADLINE).code() is UNAVAILABLE
+            assert count_in_flight(channel) == 0
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_cancelled_between_two_attempts(registry):
+    """When the first has failed, and its end is still being told."""
+
+    class Cancelling(Listening):
+        call = None
+
+        def select(self):
+            instance, done = super().select()
+
+            def hear(info=None, err=None):
+                done(info)
+                if self.call is not None:
+                    assert self.call.cancel()
+
+            return instance, hear
+
+    balancer = Cancelling()
+    with (
+        insecure_channel(NAME, registry, balancer=balancer) as channel,
+        call_options(idempotent=True),
+    ):
+        stub = EchoStub(channel)
+        stub.Unary(b"x")
+        balancer.call = future = stub.Unary.future(b"sleep=0.1 fail=UNAVAILABLE")
+        with pytest.raises(grpc.FutureCancelledError):
+            future.result(DEADLINE)
+        balancer.check(2)
+        balancer.call = stream = stub.Many(b"sleep=0.1 n=1 fail=UNAVAILABLE")
+        with pytest.raises(grpc.RpcError) as raised:
+            next(stream)
+        assert raised.value.code() is stream.code() is grpc.StatusCode.CANCELLED
+        assert stream.cancelled()
+        balancer.check(3)
+
+
+@LISTENING
+def test_done_comes_once_at_the_end_asyncio(registry, kind):
     async def main():
-        balancer = Listening()
+        balancer = kind()
         async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
             stub = EchoStub(channel)
             name = who(await stub.Unary(b"x"))
@@ -903,12 +1147,13 @@ def test_done_comes_once_at_the_end_asyncio(registry):
     asyncio.run(main())
 
 
+@LISTENING
 @pytest.mark.parametrize("steps", range(12))
-def test_cancelled_at_any_moment(registry, steps):
+def test_cancelled_at_any_moment(registry, steps, kind):
     """Wherever a task is cancelled its call ends, and the balancer hears of it, once."""
 
     async def main():
-        balancer = Listening()
+        balancer = kind()
         async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
             stub = EchoStub(channel)
 
@@ -930,7 +1175,7 @@ def test_cancelled_at_any_moment(registry, steps):
 
             for warm in range(2):
                 if warm:
-                    await stub.Unary(b"x")
+                    await warm_up(channel, stub)
                 for make in (
                     lambda: asyncio.wait_for(stub.Unary(b"sleep=0.02"), None),
                     lambda: asyncio.wait_for(stub.Gather(requests()), None),
@@ -947,6 +1192,101 @@ def test_cancelled_at_any_moment(registry, steps):
             await until_async(lambda: count_in_flight(channel) == 0)
 
     asyncio.run(main())
+
+
+def test_an_iteration_that_is_left_ends_its_call_asyncio(registry):
+    """Without any help of the garbage collector: it may not come for long."""
+
+    async def main():
+        balancer = Listening()
+        async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
+            stub = EchoStub(channel)
+            gc.disable()
+            try:
+                async for _ in stub.Many(b"n=1000000"):
+                    break
+                await until_async(lambda: balancer.heard)
+            finally:
+                gc.enable()
+            balancer.check(1)
+            assert outcome_of(balancer.infos[0].err) is Outcome.CANCELLED
+            assert count_in_flight(channel) == 0
+            stream = stub.Many(b"n=3")
+            async for _ in stream:
+                break
+            assert [who(message) async for message in stream] == ["b", "b"]
+            assert [message async for message in stream] == []
+
+    asyncio.run(main())
+
+
+def test_reads_after_the_end_asyncio(registry, three):
+    """A read says each time how a stream has ended, as that of grpcio does."""
+
+    async def main(channel):
+        stub = EchoStub(channel)
+        stream = stub.Many(b"n=2 fail=NOT_FOUND")
+        assert (await stream.read()).endswith(b"0")
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stream.read()
+            assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+            assert raised.value.details() == "as-asked"
+        stream = stub.Chat()
+        await stream.write(b"x")
+        await stream.read()
+        reading = asyncio.ensure_future(stream.read())
+        await asyncio.sleep(0.02)
+        reading.cancel()
+        for each in (reading, stream.read(), stream.read()):
+            with pytest.raises(asyncio.CancelledError):
+                await each
+        assert stream.cancelled()
+        for request in (b"n=1 fail=CANCELLED", b"n=2 fail=CANCELLED"):
+            stream = stub.Many(request)
+            with pytest.raises(grpc.aio.AioRpcError):
+                [message async for message in stream]
+            assert stream.cancelled()
+            assert stream.done()
+        for _ in range(2):
+            call = stub.Unary(b"fail=CANCELLED")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+            assert call.cancelled()
+        await channel.close()
+
+    async def both():
+        await main(grpc.aio.insecure_channel(three[0].address))
+        await main(aio.insecure_channel(NAME, registry))
+
+    asyncio.run(both())
+
+
+def test_a_server_that_cancels_is_unavailable(registry):
+    """Where no time is left for another round: an error of the channel's own kind."""
+    policy = RetryPolicy(retry_on=lambda error: True, pause=1)
+
+    async def main():
+        async with aio.insecure_channel(NAME, registry, policy=policy) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                with call_options(idempotent=True):
+                    call = stub.Unary(b"fail=CANCELLED", timeout=0.3)
+                with pytest.raises(grpc.aio.AioRpcError, match="as-asked") as raised:
+                    await call
+                assert raised.value.code() is await call.code() is UNAVAILABLE
+                assert raised.value.__cause__.code() is grpc.StatusCode.CANCELLED
+
+    asyncio.run(main())
+    with insecure_channel(NAME, registry, policy=policy) as channel, call_options(idempotent=True):
+        stub = EchoStub(channel)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError, match="as-asked") as raised:
+                stub.Unary(b"fail=CANCELLED", timeout=0.3)
+            assert raised.value.code() is UNAVAILABLE
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Unary(b"fail=CANCELLED pushback=30000")
+        assert raised.value.code() is UNAVAILABLE  # not waited for: that is too long
 
 
 def test_load_is_that_of_streams_too(registry):
@@ -1107,11 +1447,12 @@ def test_metadata_and_compression(registry):
     asyncio.run(main())
 
 
-def test_errors_of_serializers(registry):
+@LISTENING
+def test_errors_of_serializers(registry, kind):
     def fail(message):
         raise ValueError("not for bytes")
 
-    balancer = Listening()
+    balancer = kind()
     with insecure_channel(NAME, registry, balancer=balancer) as channel:
         for call in (
             channel.unary_unary(method("Unary"), fail),
@@ -1556,6 +1897,26 @@ def test_what_is_of_no_use(registry):
         channel.unary_unary(b"/a/b")
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@LISTENING
+def test_arguments_of_calls_that_are_of_no_use_asyncio(registry, kind):
+    async def main():
+        balancer = kind()
+        async with aio.insecure_channel(NAME, registry, balancer=balancer) as channel:
+            stub = EchoStub(channel)
+            for _ in range(2):
+                for options in ({"timeout": "x"}, {"metadata": 5}):
+                    for make in (stub.Unary, stub.Many, stub.Gather, stub.Chat):
+                        with pytest.raises(TypeError):
+                            make(b"x", **options)
+                    gc.collect()
+                await warm_up(channel, stub)
+            assert len(balancer.heard) == balancer.n_picked
+            assert count_in_flight(channel) == 0
+
+    asyncio.run(main())
+
+
 RETRYING = '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 3}}]}'
 
 
@@ -1650,6 +2011,38 @@ def test_methods_are_made_once(registry):
         del stubs
         gc.collect()
         assert len(channel._methods) == 0
+
+
+def test_instances_leave_while_stubs_are_made(registry):
+    is_ended = False
+
+    def make_stubs(name):
+        n_made = 0
+        while not is_ended:
+            n_made += 1
+            _ = [channel.unary_unary(f"/{name}/{n_made}-{k}") for k in range(20)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with insecure_channel(NAME, registry) as channel, ThreadPoolExecutor() as pool:
+            makers = [pool.submit(make_stubs, name) for name in "abc"]
+            nobody = Result(True, "echo", ())
+            kept = [channel.unary_unary(f"/kept/{k}") for k in range(1000)]
+            instance = Instance(f"127.0.0.1:{free_port()}")
+            try:
+                for _ in range(25):
+                    member = channel.members.take(instance, instance)
+                    channel.members.follow(Change(nobody, removed=(instance,)))
+                    channel.members.release(member, instance)
+                    assert channel.members.now() == []
+            finally:
+                is_ended = True
+            for each in makers:
+                each.result(DEADLINE)
+            assert len(channel._methods) >= len(kept)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_stats_and_telemetry(registry):

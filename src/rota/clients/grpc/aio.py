@@ -234,8 +234,8 @@ class Channel(Balanced, grpc.aio.Channel):
         if self.is_closed:
             raise grpc.aio.UsageError("Channel is closed.")
         call, run = make(), Run()
-        run.start(self, method, *arguments)
         call._run = run
+        run.start(self, method, *arguments)
         self.runs.add(run)
         return call
 
@@ -264,13 +264,14 @@ class Channel(Balanced, grpc.aio.Channel):
                     raise DeadlineError(f"{self.endpoint} was not found in time") from error
                 if not wait_for_ready or self.is_closed:
                     raise as_rpc_error(error, self.endpoint) from error
-            await asyncio.sleep(SEARCH if end is None else min(SEARCH, left_of(end) or 0.0))
+            await asyncio.sleep(SEARCH if end is None else min(SEARCH, end - monotonic()))
 
     # -- subchannels ----------------------------------------------------------------------
 
     def _make(self, instance: Instance, target: str) -> Subchannel:
         channel: grpc.aio.Channel
         options, compression, chain = self._options, self._compression, self.interceptors
+        self._loop = asyncio.get_running_loop()
         if self._credentials is None:
             channel = grpc.aio.insecure_channel(target, options, compression, chain)
         else:
@@ -327,6 +328,7 @@ class UnaryUnary(grpc.aio.UnaryUnaryMultiCallable):
             return channel.start(UnaryUnaryCall, method, request, timeout, metadata, *options)
         if metadata is not None:
             metadata = tuple(metadata)
+        end = None if timeout is None else monotonic() + timeout
         picker: Any = service.get_picker()
         try:
             instance, done = picker.select(filters=channel.plain)
@@ -344,8 +346,8 @@ class UnaryUnary(grpc.aio.UnaryUnaryMultiCallable):
             raise
         run.channel, run.method, run.request, run.metadata = channel, method, request, metadata
         run.options = (credentials, wait_for_ready, compression)
-        run.end = None if timeout is None else monotonic() + timeout
-        run.member, run.done, run.context = member, done, copy_context()
+        run.end, run.context = end, copy_context()
+        run.member, run.done = member, done
         try:
             function = method.callables.get(member.connection) or method.on(member.connection)
             run.call = inner = function(

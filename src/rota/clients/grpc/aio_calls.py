@@ -11,6 +11,7 @@ from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import grpc
 
@@ -209,7 +210,10 @@ class Run:
         task = self.task
         if self._is_cancelled or (task is not None and task.done() and task.cancelled()):
             return True
-        is_the_calls = task is None or (task.done() and self.error is None)
+        if self.error is not None:
+            error = self.error
+            return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.CANCELLED
+        is_the_calls = task is None or task.done()
         return is_the_calls and self.call is not None and bool(self.call.cancelled())
 
     def cancel(self) -> bool:
@@ -234,12 +238,6 @@ class Run:
             await self.call.code()
         if self.task is not None and not self.task.done():
             await asyncio.wait((self.task,))
-
-    async def wait_until_over(self) -> None:
-        """Return when the call is over."""
-        await self.settle()
-        if not self.is_over:
-            await self.call.code()
 
     async def some_call(self) -> Any:
         """Return the call of an attempt that is under way, or the last; None without one."""
@@ -277,7 +275,13 @@ class Run:
         if first is not _NOTHING:
             self.first = _NOTHING
             return first
-        return await _next(self.messages)
+        response = await _next(self.messages)
+        if response is EOF:  # of an error an iterator tells once
+            code = await self.call.code()
+            if code is not grpc.StatusCode.OK:
+                error = _error_of(self.call, code)
+                raise asyncio.CancelledError if error.details() in _BY_CALLER else error
+        return response
 
     # -- how it goes on -------------------------------------------------------------------
 
@@ -575,15 +579,19 @@ class _Stream(BalancedCall):
 
 
 class _ManyResponses(_Stream):
-    _iterator: AsyncIterator[Any] | None = None
+    # Weak, since it holds this: a call that is left in the middle ends at once, not when garbage is
+    # collected.
+    _iterator: "ref[AsyncIterator[Any]] | None" = None
     _is_read = False
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._is_read:
             raise grpc.aio.UsageError(_MIXED)
-        if self._iterator is None:
-            self._iterator = self._responses()
-        return self._iterator
+        iterator = None if self._iterator is None else self._iterator()
+        if iterator is None:
+            iterator = self._responses()
+            self._iterator = ref(iterator)
+        return iterator
 
     async def read(self) -> Any:
         """Return the next response, `grpc.aio.EOF` where there is none."""

@@ -151,8 +151,10 @@ class Balanced:
 
     def _let_go(self, subchannel: Subchannel) -> None:
         self.rest.forget(subchannel)
-        for method in list(self._methods.values()):
-            method.callables.pop(subchannel, None)
+        for reference in self._methods.valuerefs():  # in one step: stubs are made meanwhile
+            method = reference()
+            if method is not None:
+                method.callables.pop(subchannel, None)
         logger.debug("%s: no subchannel to %s any more", self.endpoint, subchannel.instance.address)
         self._close_later(subchannel)
 

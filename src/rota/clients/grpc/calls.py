@@ -231,9 +231,14 @@ class Attempts:
             if self._selector is not None:
                 return self._select()
             for candidate in self._round or ():
-                if is_ready is None or is_ready(candidate[0]):
+                is_there = False
+                try:
+                    is_there = is_ready is None or is_ready(candidate[0])
+                finally:  # also where the channel was closed
+                    if not is_there:
+                        call_off(candidate[1])
+                if is_there:
                     return candidate
-                call_off(candidate[1])
         except NoAvailableInstance:
             if is_ready is None and self._course is None:
                 raise
@@ -253,8 +258,7 @@ class Attempts:
         if self._is_ready is not None and getattr(error, "unsent", False) is True:
             return True
         if error.code() is grpc.StatusCode.CANCELLED:
-            failure = CallError(UNAVAILABLE, f"cancelled by the server: {error.details()}")
-            failure.__cause__, error = error, failure
+            error = _as_failure(error)
         course = self._course
         if course is None:
             course = self._course = Course(self._policy, self._end)
@@ -293,6 +297,18 @@ class Attempts:
         if left <= 0:
             raise DeadlineExceeded("no instance was ready before the deadline")
         return min(POLL, left)
+
+
+def _as_failure(cancellation: Any) -> Any:
+    """Return a CANCELLED of a server as the failure that it is."""
+    details = f"cancelled by the server: {cancellation.details()}"
+    failure: Any = CallError(UNAVAILABLE, details)
+    if isinstance(cancellation, grpc.aio.AioRpcError):
+        metadata = cancellation.initial_metadata(), cancellation.trailing_metadata()
+        failure = grpc.aio.AioRpcError(UNAVAILABLE, *metadata, details, details)
+    failure.retry_after = getattr(cancellation, "retry_after", None)
+    failure.__cause__ = cancellation
+    return failure
 
 
 def judge(error: Any, use: Use, rest: Suspects) -> bool:
@@ -368,8 +384,8 @@ def now(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def left_of(end: float | None) -> float | None:
-    """Return the seconds until then, not less than 0."""
-    return None if end is None else max(0.0, end - monotonic())
+    """Return the seconds until then; once that has passed less than 0, which grpcio refuses."""
+    return None if end is None else end - monotonic()
 
 
 def end_of(timeout: float | None, deadline: float | None) -> float | None:

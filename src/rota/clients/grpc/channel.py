@@ -20,7 +20,7 @@ import grpc
 
 from rota.clients.grpc.balanced import CLOSED, Balanced
 from rota.clients.grpc.calls import Attempts, Headers, Use, left_of
-from rota.clients.grpc.errors import DeadlineError, NoInstance
+from rota.clients.grpc.errors import ChannelClosed, DeadlineError, NoInstance
 from rota.clients.grpc.running import BalancedCall, Requests, Run
 from rota.clients.grpc.subchannels import (
     SHUTDOWN,
@@ -144,7 +144,12 @@ class Channel(Balanced, grpc.Channel):
                 except Exception as error:
                     logger.debug("%s was not found: %r", self.endpoint, error)
                     return SHUTDOWN if self.is_closed else TRANSIENT_FAILURE
-        return self.state_of(service, try_to_connect)
+        try:
+            return self.state_of(service, try_to_connect)
+        except RuntimeError:
+            if self.is_closed:  # meanwhile
+                return SHUTDOWN
+            raise
 
     # -- its end --------------------------------------------------------------------------
 
@@ -195,22 +200,22 @@ class Channel(Balanced, grpc.Channel):
             Not in time.
         ValueError
             The channel is closed.
+        ChannelClosed
+            It was closed meanwhile.
         """
-        while True:
-            service = self.followed()
-            if service is not None:
-                return service
+        service = self.followed()
+        while service is None:
             try:
-                found: ServiceBalancer = self._dialer.factory.get(self.endpoint, left_of(end))
-                return found
-            except Exception as error:
+                service = self._dialer.factory.get(self.endpoint, left_of(end))
+            except Exception as error:  # noqa: PERF203
                 if self.is_closed:
-                    raise ValueError(CLOSED) from error
-                if end is not None and end <= time.monotonic():
+                    raise ChannelClosed from error
+                if end is not None and end <= monotonic():
                     raise DeadlineError(f"{self.endpoint} was not found in time") from error
                 if not wait_for_ready:
                     raise as_rpc_error(error, self.endpoint) from error
-            time.sleep(SEARCH if end is None else min(SEARCH, left_of(end) or 0.0))
+                time.sleep(SEARCH if end is None else max(0.0, min(SEARCH, end - monotonic())))
+        return service
 
     def call(
         self,
@@ -276,12 +281,16 @@ class Channel(Balanced, grpc.Channel):
         while True:
             try:
                 step = attempts.next()
+                if isinstance(step, float):
+                    time.sleep(step)
+                    continue
+                use, function, sent = self.begin(method, *step, metadata, n_attempts)
             except (NoAvailableInstance, DeadlineExceeded) as error:
                 raise as_rpc_error(error, self.endpoint) from error
-            if isinstance(step, float):
-                time.sleep(step)
-                continue
-            use, function, sent = self.begin(method, *step, metadata, n_attempts)
+            except RuntimeError as error:
+                if self.is_closed:
+                    raise ChannelClosed from error
+                raise
             n_attempts += 1
             try:
                 response, call = function.with_call(
@@ -434,11 +443,15 @@ class UnaryUnary(grpc.UnaryUnaryMultiCallable):
         began = monotonic()
         if metadata is not None:
             metadata = tuple(metadata)
-        picker: Any = service.get_picker()
         try:
+            picker: Any = service.get_picker()
             instance, done = picker.select(filters=channel.plain)
         except NoAvailableInstance as error:
             raise as_rpc_error(error, channel.endpoint) from error
+        except RuntimeError as error:
+            if channel.is_closed:  # meanwhile
+                raise ValueError(CLOSED) from error
+            raise
         if method.is_idempotent and channel.budget is not None:
             channel.budget.deposit()
         is_quiet = done is unheard or hasattr(done, "release")  # it does not ask for metadata
@@ -447,6 +460,8 @@ class UnaryUnary(grpc.UnaryUnaryMultiCallable):
             member = channel.members.take(instance, user)
         except BaseException as error:
             done(err=error)
+            if channel.is_closed:
+                raise ValueError(CLOSED) from error
             raise
         try:
             function = method.callables.get(member.connection) or method.on(member.connection)

@@ -93,6 +93,17 @@ class CallError(grpc.RpcError, grpc.Call, grpc.Future):
         return self.debug_error_string()
 
 
+class ChannelClosed(CallError):
+    """CANCELLED: the channel was closed, and not the call by whom it is of."""
+
+    def __init__(self) -> None:
+        super().__init__(grpc.StatusCode.CANCELLED, "Channel closed!")  # as grpcio says it
+
+    def cancelled(self) -> bool:
+        """Return False."""
+        return False
+
+
 class NoInstance(CallError, NoAvailableInstance):
     """UNAVAILABLE: nobody is there to call, or the service was not found."""
 

@@ -17,7 +17,13 @@ import grpc
 
 from rota.clients.dialing import Arguments
 from rota.clients.grpc.calls import Attempts, Use, left_of
-from rota.clients.grpc.errors import CANCELLED_DETAILS, CallError, DeadlineError, NoInstance
+from rota.clients.grpc.errors import (
+    CANCELLED_DETAILS,
+    CallError,
+    ChannelClosed,
+    DeadlineError,
+    NoInstance,
+)
 from rota.clients.grpc.subchannels import Method
 from rota.discovery import Instance
 from rota.retry import DeadlineExceeded
@@ -48,12 +54,10 @@ class Requests:
         self._lock = threading.RLock()
         self._first: Any = _NOTHING
         self._is_empty = False
-        self._is_begun = False
         self._is_sent = False
 
     def view(self) -> Iterator[Any]:
         """Return an iterator for an attempt."""
-        self._is_begun = True
         return _View(self)
 
     def may_repeat(self, error: Any) -> bool:
@@ -239,7 +243,7 @@ class Run:
 
     def _spawn(self, function: Callable[[], None], seconds: float = 0.0) -> None:
         # Rare: the first calls of all, and pauses.
-        timer = threading.Timer(seconds, self._context.run, (self._guarded, function))
+        timer = threading.Timer(seconds, self._context.copy().run, (self._guarded, function))
         timer.daemon = True
         timer.name = "rota-grpc-call"
         timer.start()
@@ -249,16 +253,18 @@ class Run:
         try:
             function()
         except Exception as error:
-            if isinstance(error, grpc.RpcError):
-                self._finish(error)
-                return
+            self._finish(self._as_end(error))
+
+    def _as_end(self, error: Exception) -> Any:
+        """Return an error as what the call comes to."""
+        if isinstance(error, grpc.RpcError):
+            return error
+        failure: CallError = ChannelClosed()
+        if not self._channel.is_closed:
             said = f"{type(error).__name__}: {error}"
-            code = grpc.StatusCode.UNKNOWN
-            if self._channel.is_closed:
-                code = grpc.StatusCode.CANCELLED
-            failure = CallError(code, said)
-            failure.__cause__ = error
-            self._finish(failure)
+            failure = CallError(grpc.StatusCode.UNKNOWN, said)
+        failure.__cause__ = error
+        return failure
 
     def _find(self) -> None:
         channel = self._channel
@@ -321,41 +327,57 @@ class Run:
 
     def _end(self, attempt: Attempt) -> None:
         if self._settle(attempt):
-            self._context.run(self._guarded, self._advance)
+            self._context.copy().run(self._guarded, self._advance)
 
     def _settle(self, attempt: Attempt) -> bool:
         """Take notice of the end of an attempt, once; return whether another is to follow."""
-        call, attempts, requests = attempt.call, self._attempts, self._requests
-        assert attempts is not None
-        code = call.code()
+        call = attempt.call
+        is_well = call.code() is grpc.StatusCode.OK
+        goes_on = False
+        failure: Exception | None = None  # of a policy, or a balancer
         with self._condition:
             if attempt.is_over:
                 return False
             attempt.is_over = True
-            error = None if code is grpc.StatusCode.OK else call
-            goes_on = False
-            if error is not None:
-                may_repeat = self._channel.may_repeat(error, attempt.use)
-                if requests is not None:
-                    may_repeat &= requests.may_repeat(error)
-                goes_on = (
-                    may_repeat
-                    and not attempt.is_committed
-                    and not self._is_cancelled
-                    and attempts.goes_on(error)
-                )
+            if not is_well:
+                try:
+                    goes_on = self._goes_on(attempt)
+                except Exception as error:
+                    failure = error
         # Before anybody knows of it: the balancer has heard when a caller has the result.
-        if error is None:
-            attempt.use.tell_well(call)
-        else:
-            attempt.use.tell(error, call.trailing_metadata(), attempt.is_committed)
-        if not goes_on:
+        try:
+            if is_well:
+                attempt.use.tell_well(call)
+            else:
+                attempt.use.tell(call, call.trailing_metadata(), attempt.is_committed)
+        except Exception as error:
+            failure = error
+        if failure is None and not goes_on:
             self._finish(call)
             return False
         with self._condition:
             self.attempt = None
             self._condition.notify_all()
-            return self.final is None
+            is_cancelled = self._is_cancelled
+        if failure is not None:
+            self._finish(self._as_end(failure))
+        elif is_cancelled:  # while it was being told
+            self._finish(CallError(grpc.StatusCode.CANCELLED, CANCELLED_DETAILS))
+        return self.final is None
+
+    def _goes_on(self, attempt: Attempt) -> bool:
+        """Whether another attempt follows one that has failed."""
+        error, requests = attempt.call, self._requests
+        assert self._attempts is not None
+        may_repeat = self._channel.may_repeat(error, attempt.use)
+        if requests is not None:
+            may_repeat &= requests.may_repeat(error)
+        return (
+            may_repeat
+            and not attempt.is_committed
+            and not self._is_cancelled
+            and self._attempts.goes_on(error)
+        )
 
     def _is_settled(self, attempt: Attempt) -> bool:
         return self.attempt is not attempt or self.final is not None
