@@ -5,7 +5,6 @@ import itertools
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +131,7 @@ def test_what_goes_wrong_is_answered(peer):
     assert peer(do="dance")["error"] == "NotThereError: there is no dance"
     assert "there is no nginx" in make(peer, "nginx", "random")["error"]
     assert "nothing has been made" in peer(do="picks", count=1)["error"]
-    assert "has no p2c" in make(peer, "rota C", "p2c")["error"] or True
+    assert "has no random" in make(peer, "uhashring", "random")["error"]
     assert peer(do="describe")["systems"]["rota"] == f"{rota.__version__} (compiled)"
 
 
@@ -141,18 +140,21 @@ def test_loops_in_c_pick(bench, modules):
     from_c = bench("bench.extension").loaded(Path(modules[0]))
     port = np.arange(4, dtype=np.int64)
     for loop in (from_c.picks, from_c.fills):
-        picker = rota.WeightedRoundRobin("abcd", WEIGHTS, start=0)
-        twin = rota.WeightedRoundRobin("abcd", WEIGHTS, start=0)
+        picker = rota.WeightedRoundRobin(list("abcd"), WEIGHTS, start=0)
+        twin = rota.WeightedRoundRobin(list("abcd"), WEIGHTS, start=0)
         assert loop(picker, port, 2_500) == sum(twin.pick_index() for _ in range(2_500))
         assert picker.pick() == twin.pick()
-    ring = rota.ConsistentHash("abcd")
+    ring = rota.ConsistentHash(list("abcd"))
     keys = list(itertools.islice(itertools.cycle(KEYS), 120))
     owners = from_c.owners(ring, from_c.Keys(KEYS), port, 120)
     assert owners == sum(ring.pick_index(key) for key in keys)
     assert from_c.empty_picks(port, 6) == 0 + 1 + 2 + 3 + 0 + 1
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.lists(st.integers(1, 9), min_size=5, max_size=5))
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    st.lists(st.integers(1, 9), min_size=5, max_size=5),
+)
 def test_deviation_and_runs(picks, weights):
     sys.path.insert(0, str(ROOT))
     try:
@@ -179,7 +181,9 @@ def test_orders_are_recognised_from_wherever_they_begin(bench):
         period = rota.WeightedRoundRobin(range(4), WEIGHTS, start=start).pick_many(10)
         picks = np.roll(np.array(period), -shift)
         assert order_of("weighted_round_robin", WEIGHTS, picks) == said
-    assert order_of("weighted_round_robin", WEIGHTS, np.array([0] * 5 + [1, 2, 3, 3, 3])) == "its own"
+    assert (
+        order_of("weighted_round_robin", WEIGHTS, np.array([0] * 5 + [1, 2, 3, 3, 3])) == "its own"
+    )
 
 
 def test_rings_are_recognised(bench):
@@ -220,7 +224,9 @@ def test_the_page_says_what_the_run_found(bench):
     template = (ROOT / "bench" / "peers" / "page.md").read_text()
     page = report.page(made_up(bench), template)
     assert "{{" not in page
-    assert "| kitex | 20.0 ns (2.86 × ; 2.86-2.86)".replace("× ;", "\N{MULTIPLICATION SIGN};") in page
+    assert (
+        "| kitex | 20.0 ns (2.86 × ; 2.86-2.86)".replace("× ;", "\N{MULTIPLICATION SIGN};") in page
+    )
     assert "| rota | 7.00 ns | 7.00 ns |" in page
     assert "| rota | 64.0 |" in page  # bytes an instance
     assert "pingora, random, n = 10: it refuses" in page
@@ -251,10 +257,11 @@ def test_who_is_missing_is_named(bench, monkeypatch, tmp_path):
 
 
 def test_runs_are_read_as_they_were_written(bench, tmp_path):
-    run = made_up(bench)
+    main, run = bench("bench.peers.__main__"), made_up(bench)
     file = tmp_path / "run.json"
-    file.write_text(json.dumps(asdict(run)))
-    assert asdict(bench("bench.peers.__main__").read(file)) == json.loads(file.read_text())
+    file.write_text(main.written(run))
+    assert main.written(main.read(file)) == file.read_text()
+    assert len(main.read(file).rows) == len(run.rows)
 
 
 def test_the_published_page_is_its_run(bench):

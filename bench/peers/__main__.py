@@ -2,8 +2,8 @@
 
 usage: python -m bench.peers [--quick] [--algorithms A ...] [--json FILE] [--page]
 
-With --page docs/benchmarks.md and its plots are written anew, from this run alone; with
---from FILE from a run that was written to a file before.
+With --page docs/benchmarks.md, its plots and docs/benchmarks.json, which has every figure of
+them, are written anew from this run alone; with --from FILE from a run that was written before.
 """
 
 import argparse
@@ -67,6 +67,27 @@ def taken(arguments: argparse.Namespace) -> Run:
     )  # fmt: skip
 
 
+def rounded(value: Any) -> Any:
+    """Return what JSON is made of, with four digits of each number that is not whole."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def written(run: Run) -> str:
+    """Return a run as JSON, a row a line."""
+    parts = []
+    for key, value in asdict(run).items():
+        if isinstance(value, list):
+            lines = ",\n".join(json.dumps(rounded(one)) for one in value)
+            parts.append(f'"{key}": [\n{lines}\n]')
+        else:
+            parts.append(f'"{key}": {json.dumps(value)}')
+    return "{" + ",\n".join(parts) + "}\n"
+
+
 def read(file: Path) -> Run:
     """Return a run that was written."""
     found: dict[str, Any] = json.loads(file.read_text())
@@ -97,12 +118,14 @@ def main() -> None:
         run.machine["took"] = f"{(time.perf_counter() - began) / 60:.0f} minutes"
         run.machine["load after"] = f"{os.getloadavg()[0]:.1f}"
     if arguments.json:
-        arguments.json.write_text(json.dumps(asdict(run), indent=1) + "\n")
+        arguments.json.write_text(written(run))
     for operation in (*measure.OPERATIONS, "memory"):
         print(f"\n{operation}\n")
         print("\n".join(tables(run, operation)))
     if arguments.page:
         docs = ROOT / "docs"
+        (docs / "benchmarks.json").write_text(written(run))
+        run = read(docs / "benchmarks.json")  # so that the page is what anybody can make of it
         (docs / "benchmarks.md").write_text(page(run, TEMPLATE.read_text()))
         plots(run, docs / "img")
 
