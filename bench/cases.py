@@ -21,10 +21,10 @@ and for keys
 
 which appear where they are installed.
 
-All run on the same instances and weights. Compiled pickers have walked whole periods
-before a case begins, so that tables are filled and first cycles are over; a cycle has
-gone round once. Twins, and a weighted round robin (fair or smooth) too long for a table,
-start as they are.
+All run on the same instances and weights, rota's pickers on the same seed. Compiled pickers
+have walked whole periods before a case begins, so that tables are filled and first cycles are
+over; a cycle has gone round once. Twins, and a weighted round robin (fair or smooth) too long
+for a table, start as they are.
 Rings pick for keys that change with every pick.
 
 Pickers that know of loads are busy: there have been two calls for each instance, up to 20,000,
@@ -37,6 +37,7 @@ the weight it has already.
 """
 
 import gc
+import hashlib
 import itertools
 import pickle
 import random
@@ -109,6 +110,7 @@ LULL = 10_000
 CALLS = 1_000  # of one statement, and of one timing under pytest-benchmark
 MOST_BEGUN = 20_000
 MEMBERS = 10  # of a picker among others
+SEED = 42  # of all of rota's pickers
 
 STATEMENTS = {
     "pick": {
@@ -339,6 +341,12 @@ def maker(stem: str, who: str) -> Callable[[list[Server], list[int]], Any]:
     return lambda servers, weights: None
 
 
+def picker(stem: str, who: str, listed: Sequence[Any], given: Sequence[int]) -> Any:
+    """Return a picker, always the same one, or what people keep in its place."""
+    options = {"seed": SEED} if who in ("kernel", "twin") else {}
+    return maker(stem, who)(listed, given, **options)
+
+
 def walk(stem: str, who: str, made: Any, given: Sequence[int]) -> None:
     """Go through one whole period, after which the tables are filled; without one, nowhere."""
     picks = period(stem, given)
@@ -373,7 +381,7 @@ def case(stem: str, measure: str, n: int, who: str = "kernel", *, elements: int 
     make = maker(stem, who)
     names: dict[str, Any] = {"make": make, "servers": servers(n), "weights": given}
     if measure != "build":
-        made = make(servers(n), given)
+        made = picker(stem, who, servers(n), given)
         walk(stem, who, made, given)
         names = {"p": made, "servers": servers(n), "ctx": object(), "request": object()}
         names["in_flight"] = in_flight(stem, who, made, n)
@@ -424,7 +432,7 @@ def call_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
     n : int
         Instances.
     """
-    made, statement = maker(stem, who)(servers(n), weights(n)), CALL_STATEMENTS[measure]
+    made, statement = picker(stem, who, servers(n), weights(n)), CALL_STATEMENTS[measure]
     walk(stem, who, made, weights(n))
     names = {"p": made, "in_flight": in_flight(stem, who, made, n), "rtts": latencies()}
     names |= {"error": ConnectionError(), "members": list(range(min(n, MEMBERS)))}
@@ -443,7 +451,7 @@ def change_case(stem: str, measure: str, n: int, who: str = "kernel") -> Case:
     n : int
         Instances.
     """
-    made, coming = maker(stem, who)(objects(n), weights(n)), changes(n)
+    made, coming = picker(stem, who, objects(n), weights(n)), changes(n)
     walk(stem, who, made, weights(n))
     calls = in_flight(stem, who, made, n)
     if measure != "pick_at_rest":
@@ -469,7 +477,7 @@ def made_at_rest(stem: str, n: int) -> Any:
 
     Always the same one: a pick, and a change, of a given number does the same work in each.
     """
-    made = maker(stem, "kernel")(objects(n), weights(n), seed=42)
+    made = picker(stem, "kernel", objects(n), weights(n))
     walk(stem, "kernel", made, weights(n))
     made.fill(np.empty(period(stem, weights(n)) // 2, np.int32))
     return made
@@ -631,7 +639,7 @@ def balanced(n: int) -> Case:
     """Return a pick by way of a balancer's cached picker; Kitex's default balancer."""
     copies = [Instance(f"server-{i}:80", weight) for i, weight in enumerate(weights(n))]
     result = Result(True, "service", tuple(copies))
-    balancer = WeightedRoundRobinBalancer(seed=42)
+    balancer = WeightedRoundRobinBalancer(seed=SEED)
     walk("weighted_round_robin", "kernel", balancer.get_picker(result), weights(n))
     return Case("balancer.get_picker(result).pick()", {"balancer": balancer, "result": result})
 
@@ -680,6 +688,21 @@ NUMBERS = {
     "twin": Case("r.next()", {"r": SplitMix64Twin(42)}),
     "random.getrandbits": Case("random.getrandbits(64)", {"random": random}),
 }
+
+
+def queue_case(measure: str, n: int, who: str = "kernel") -> Case:
+    """Return a case of one queue of n instances of one weight, by the door that tests use.
+
+    `measure`: "pick_of" (one pick from a ring) or "withdraw_enter" (one member out of the middle
+    and in again, out of order).
+    """
+    package = {"kernel": "kernels", "twin": "reference"}[who]
+    queues = import_module(f"rota.{package}.weight_groups").Queues(n)
+    for i in range(n):
+        queues.enter(i, 1, 0 if measure == "pick_of" else i)
+    if measure == "pick_of":
+        return Case("p.pick_of(1, 1)", {"p": queues})
+    return Case("p.enter(i, 1, p.withdraw(i))", {"p": queues, "i": n // 2})
 
 
 # -- keys ---------------------------------------------------------------------------------
@@ -920,6 +943,28 @@ def hash_cases(kind: str) -> dict[str, Case]:
 HASHES = {kind: hash_cases(kind) for kind in ("str", "bytes", "int", "4 KiB")}
 
 
+def md5_cases(measure: str) -> dict[str, Case]:
+    """Return the cases of one key among the places of MD5.
+
+    `measure`: "key_word" (the hash) or "node" (the owner, of 16,000 places).
+    """
+    key, made = "user:123456", {}
+    for who, package in (("kernel", "kernels"), ("twin", "reference")):
+        module = import_module(f"rota.{package}.md5")
+        if measure == "key_word":
+            made[who] = Case("key_word(key)", {"key_word": module.key_word, "key": key})
+            continue
+        rng = np.random.default_rng(SEED)
+        places = np.sort(rng.integers(0, 2**64, 16_000, np.uint64))
+        found = module.Places(True)
+        found.hold(places, rng.integers(0, 100, 16_000, np.int32), list(range(100)))
+        made[who] = Case("p.node(key)", {"p": found, "key": key})
+    if measure == "key_word":
+        hashed = Case("md5(key.encode()).digest()[:4]", {"md5": hashlib.md5, "key": key})
+        made["hashlib"] = hashed
+    return made
+
+
 def run(benchmark: Any, timed: Case, repeats: int = PICKS) -> None:
     """Benchmark `repeats` of a statement, so that microseconds read as ns for 1,000 picks.
 
@@ -971,8 +1016,8 @@ def select_case(name: str, measure: str, n: int, who: str = "kernel") -> Case:
     stem = SELECTORS[name]
     class_name = {"peak_ewma": "PeakEwma"} | CLASSES
     package = {"kernel": "kernels", "twin": "reference"}[who]
-    picker = getattr(import_module(f"rota.{package}.{stem}"), class_name[stem])
-    selector = engine(picker).build()
+    chosen = getattr(import_module(f"rota.{package}.{stem}"), class_name[stem])
+    selector = engine(chosen, seed=SEED).build()
     nodes = [
         Instance(f"server-{i}:80", weight, version=str(i % 2), tags={"zone": "a"})
         for i, weight in enumerate(weights(n))
