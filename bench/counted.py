@@ -1,6 +1,6 @@
 """The operations whose instructions are counted. Run by guard.py, under callgrind.
 
-    LD_PRELOAD=MARKS valgrind --tool=callgrind --instr-atstart=no python -m bench.counted MARKS FOLDER
+    LD_PRELOAD=MARKS valgrind --tool=callgrind ... python -m bench.counted MARKS FOLDER
 
 Each is a case of cases.py, called in timeit's loop: once through to warm up, and again between
 the marks zero and dump (MARKS is callgrind.c, compiled). Dump i is named "operation i"; what
