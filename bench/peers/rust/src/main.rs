@@ -60,7 +60,9 @@ fn make(request: Make) -> Result<Made, String> {
     } = request;
     if weights.is_empty() || weights.len() > MOST_INSTANCES {
         let n = weights.len();
-        return Err(format!("1 to {MOST_INSTANCES} instances, not {n}"));
+        return Err(format!(
+            "Pingora tells 1 to {MOST_INSTANCES} instances apart, not {n}"
+        ));
     }
     let change = match algorithm.as_str() {
         "weighted_round_robin" | "weighted_random" => Change::Weighs,

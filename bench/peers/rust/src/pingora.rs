@@ -245,6 +245,7 @@ where
     }
 
     fn memory(&self, count: usize) -> i64 {
+        self.picks(1); // the generator of `Random` belongs to the thread, and is there from now on
         allocation::held(|| {
             let selector = Arc::new(S::build(&self.backends));
             for key in self.instances.keys.iter().cycle().take(count) {
