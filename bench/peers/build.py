@@ -61,7 +61,7 @@ def rust_peer() -> list[str]:
     """Return the command of the peer in Rust, once it is built."""
     cargo, target = tool("cargo", "Rust, of https://rustup.rs"), BUILT / "rust"
     run([cargo, "build", "--release", "--locked", "--target-dir", str(target)], FOLDER / "rust", {})
-    return [str(target / "release" / "rust_peer")]
+    return [str(target / "release" / "rota-peer-rust")]
 
 
 PEERS: dict[str, Callable[[], list[str]]] = {

@@ -1,106 +1,171 @@
-//! The peer of Pingora's load balancer and ring, as published, behind the protocol of
-//! ../PROTOCOL.md.
+//! The peer of the benchmark that speaks for Pingora; ../PROTOCOL.md is what it answers to.
 
-mod counted;
+mod allocation;
+mod instances;
+mod ketama;
 mod pingora;
+mod system;
+mod timing;
 
-use std::io::{BufRead, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
-
+use instances::{Change, Instances};
 use pingora_load_balancing::selection::{Consistent, Random, RoundRobin};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{json, Value};
+use std::io::{self, BufRead, Write};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use system::{Operation, System};
 
-use crate::pingora::{Balanced, Ring, System, Task};
+#[global_allocator]
+static ALLOCATOR: allocation::Counting = allocation::Counting;
 
-type Answer = Result<Value, String>;
+/// The most instances that both crates can tell apart: they number them by 16 bits. Beyond, a
+/// selector panics, and a ring silently gives the keys of one instance to another.
+const MOST_INSTANCES: usize = 65_535;
 
-const MOST_FOR_MEMORY: usize = 100_000; // picks after which memory is looked at
+/// The most picks before `memory` is read.
+const MOST_PICKS: usize = 100_000;
 
-fn numbers(request: &Value, name: &str) -> Vec<usize> {
-    let list = request[name].as_array().map(Vec::as_slice).unwrap_or(&[]);
-    list.iter().map(|one| one.as_u64().unwrap_or(0) as usize).collect()
+#[derive(Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase")]
+enum Request {
+    Describe,
+    Make(Make),
+    Time { operation: Operation, count: usize },
+    Picks { count: usize },
+    Moved,
+    Memory,
+    Simulate,
 }
 
-fn strings(request: &Value, name: &str) -> Vec<String> {
-    let list = request[name].as_array().map(Vec::as_slice).unwrap_or(&[]);
-    list.iter().map(|one| one.as_str().unwrap_or("").to_owned()).collect()
+#[derive(Deserialize)]
+struct Make {
+    system: String,
+    algorithm: String,
+    weights: Vec<usize>,
+    keys: Vec<String>,
 }
 
-fn make(request: &Value) -> Result<Box<dyn System>, String> {
-    let algorithm = request["algorithm"].as_str().unwrap_or("");
-    let task = Task::new(algorithm, numbers(request, "weights"), strings(request, "keys"));
-    // What Pingora refuses, it refuses by a panic: over 65,535 backends.
-    let made = catch_unwind(AssertUnwindSafe(|| -> Option<Box<dyn System>> {
-        Some(match (request["system"].as_str().unwrap_or(""), algorithm) {
-            ("pingora", "round_robin" | "weighted_round_robin") => {
-                Box::new(Balanced::<RoundRobin>::new(task))
+/// A system, and the picks after which its memory is read.
+struct Made {
+    system: Box<dyn System>,
+    period: usize,
+}
+
+fn make(request: Make) -> Result<Made, String> {
+    let Make {
+        system,
+        algorithm,
+        mut weights,
+        mut keys,
+    } = request;
+    if weights.is_empty() || weights.len() > MOST_INSTANCES {
+        let n = weights.len();
+        return Err(format!(
+            "Pingora tells 1 to {MOST_INSTANCES} instances apart, not {n}"
+        ));
+    }
+    let change = match algorithm.as_str() {
+        "weighted_round_robin" | "weighted_random" => Change::Weighs,
+        _ => Change::Comes,
+    };
+    if change == Change::Comes {
+        // In Pingora nobody is unweighted: equals are those of weight 1, as of Backend::new.
+        if weights.iter().any(|&weight| weight != weights[0]) {
+            return Err(format!("{algorithm} has weights that are all the same"));
+        }
+        weights.fill(1);
+    }
+    let period = match algorithm.as_str() {
+        "round_robin" | "weighted_round_robin" => weights.iter().sum(),
+        _ => MOST_PICKS,
+    };
+    if keys.is_empty() {
+        keys.push(String::new()); // so that the loops have a key to go through
+    }
+    let instances = Instances {
+        weights,
+        keys,
+        change,
+    };
+    let system: Box<dyn System> = match (system.as_str(), algorithm.as_str()) {
+        ("pingora", "round_robin" | "weighted_round_robin") => {
+            Box::new(pingora::Pingora::<RoundRobin>::new(instances, false))
+        }
+        ("pingora", "random" | "weighted_random") => {
+            Box::new(pingora::Pingora::<Random>::new(instances, false))
+        }
+        ("pingora", "consistent_hash") => {
+            Box::new(pingora::Pingora::<Consistent>::new(instances, true))
+        }
+        ("pingora ketama", "consistent_hash") => Box::new(ketama::Ketama::new(instances)),
+        ("pingora" | "pingora ketama", _) => return Err(format!("{system} has no {algorithm}")),
+        _ => return Err(format!("no system {system:?} here")),
+    };
+    Ok(Made {
+        system,
+        period: period.min(MOST_PICKS),
+    })
+}
+
+fn answer(request: Request, made: &mut Option<Made>) -> Result<Value, String> {
+    if let Request::Make(request) = request {
+        *made = None; // the one before goes before the new one comes
+        *made = Some(make(request)?);
+        return Ok(json!({}));
+    }
+    let held = made.as_mut().ok_or("make something first");
+    Ok(match request {
+        Request::Make(_) => unreachable!("answered above"),
+        Request::Describe => json!({
+            "systems": {"pingora": env!("PINGORA"), "pingora ketama": env!("KETAMA")},
+            "runtime": env!("RUNTIME"),
+        }),
+        Request::Time { operation, count } => {
+            let timing = held?.system.time(operation, count)?;
+            match timing.empty_ns {
+                Some(empty_ns) => json!({"ns": timing.ns, "empty_ns": empty_ns}),
+                None => json!({"ns": timing.ns}),
             }
-            ("pingora", "random" | "weighted_random") => Box::new(Balanced::<Random>::new(task)),
-            ("pingora", "consistent_hash") => Box::new(Balanced::<Consistent>::new(task)),
-            ("pingora ketama", "consistent_hash") => Box::new(Ring::new(task)),
-            _ => return None,
-        })
-    }));
-    match made {
-        Ok(Some(system)) => Ok(system),
-        Ok(None) => Err(format!("{} has no {algorithm}", request["system"])),
-        Err(why) => Err(why.downcast_ref::<&str>().unwrap_or(&"it panics").to_string()),
+        }
+        Request::Picks { count } => json!({"picks": held?.system.picks(count)}),
+        Request::Moved => {
+            let moved = held?.system.moved()?;
+            json!({"before": moved.before, "added": moved.added})
+        }
+        Request::Memory => {
+            let Made { system, period } = held?;
+            json!({"bytes": system.memory(*period)})
+        }
+        Request::Simulate => return Err("Pingora has no load-aware policy".into()),
+    })
+}
+
+/// What a panic of a crate was about.
+fn reason(panic: Box<dyn std::any::Any + Send>) -> String {
+    match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => panic
+            .downcast::<&str>()
+            .map_or("a panic".into(), |message| message.to_string()),
     }
 }
 
-fn answer(made: &mut Option<Box<dyn System>>, request: &Value) -> Answer {
-    match request["do"].as_str().unwrap_or("") {
-        "describe" => {
-            return Ok(json!({
-                "systems": {
-                    "pingora": env!("PINGORA_VERSION"),
-                    "pingora ketama": env!("KETAMA_VERSION"),
-                },
-                "runtime": env!("COMPILER"),
-            }));
-        }
-        "make" => {
-            *made = None;
-            *made = Some(make(request)?);
-            return Ok(json!({}));
-        }
-        _ => {}
-    }
-    let system = made.as_mut().ok_or("nothing has been made")?;
-    let count = request["count"].as_u64().unwrap_or(0) as usize;
-    match request["do"].as_str().unwrap_or("") {
-        "time" => {
-            let operation = request["operation"].as_str().unwrap_or("");
-            let began = Instant::now();
-            system.run(operation, count)?;
-            let ns = began.elapsed().as_nanos() as u64;
-            let began = Instant::now();
-            system.empty(count);
-            Ok(json!({"ns": ns, "empty_ns": began.elapsed().as_nanos() as u64}))
-        }
-        "picks" => Ok(json!({"picks": system.picks(count)})),
-        "moved" => {
-            let (before, added) = system.moved()?;
-            Ok(json!({"before": before, "added": added}))
-        }
-        "memory" => Ok(json!({"bytes": system.memory(MOST_FOR_MEMORY)})),
-        other => Err(format!("pingora has no {other}")),
-    }
-}
-
-fn main() {
+fn main() -> io::Result<()> {
+    let mut output = io::stdout().lock();
     let mut made = None;
-    for line in std::io::stdin().lock().lines() {
-        let Ok(line) = line else { return };
-        let answer = match serde_json::from_str(&line) {
-            Ok(request) => answer(&mut made, &request),
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let answered = match serde_json::from_str(&line) {
+            Ok(request) => catch_unwind(AssertUnwindSafe(|| answer(request, &mut made)))
+                .unwrap_or_else(|panic| {
+                    made = None; // what has panicked may be half changed
+                    Err(reason(panic))
+                }),
             Err(error) => Err(error.to_string()),
         };
-        let said = answer.unwrap_or_else(|error| json!({"error": error}));
-        let mut out = std::io::stdout().lock();
-        if writeln!(out, "{said}").and_then(|()| out.flush()).is_err() {
-            return;
-        }
+        let value = answered.unwrap_or_else(|error| json!({ "error": error }));
+        writeln!(output, "{value}")?;
+        output.flush()?;
     }
+    Ok(())
 }

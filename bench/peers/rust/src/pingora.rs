@@ -1,316 +1,257 @@
-//! Pingora behind the operations of the protocol.
+//! The system `pingora`: the crate pingora-load-balancing, by what it publishes.
 //!
-//! `Weighted<RoundRobin>` is not the smooth order of nginx: a list with each backend as often as
-//! its weight, side by side, gone through by a counter. `select` clones the backend it returns:
-//! that is Pingora's own way, and in its times.
+//! It has two layers. A *selector* (`selection::BackendSelection`) is made from a set of
+//! backends and never changes: it is the picker that is held, and `pick`, `build`, `picks`,
+//! `moved` and `memory` are of it. `LoadBalancer` holds a selector, discovery and health, and
+//! its `select` is what a proxy calls for each request: `call`, `filtered` and the changes are
+//! of it. There is nothing to give back after a call.
+//!
+//! What `select` does besides is Pingora's own: it hashes the backend (SipHash) for the set of
+//! those seen, which it allocates, and again for its health, and it gives a clone of the backend.
+//!
+//! `RoundRobin` and `Random` hold an index of two bytes for each unit of weight, and take at most
+//! 65,535 backends. The index stands in blocks: of weights 5, 1, 1 the round robin makes
+//! a a a a a b c, not nginx's smooth order. The ring (`Consistent`) has 160 points of 8 bytes for
+//! each unit of weight: it is that of pingora-ketama, and finds the backend by a map.
 
-use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
-use std::hint::black_box;
-use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, Waker};
-
+use crate::allocation;
+use crate::instances::{address, index, Instances};
+use crate::system::{Moved, Operation, System, MAX_ITERATIONS};
+use crate::timing::{in_a_loop, one_by_one, Timing};
 use async_trait::async_trait;
-use pingora_ketama::{Bucket, Continuum};
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use pingora_load_balancing::{Backend, Backends, LoadBalancer};
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 
-use crate::counted;
+/// The version of an instance, as its user annotates a backend with it.
+#[derive(Clone, PartialEq)]
+struct Version(&'static str);
 
-const MOST_TRIED: usize = 256; // backends that a selection looks at, as in Pingora's examples
-const BATCH: usize = 1_000;
-
-/// What a picker is to be made of.
-pub struct Task {
-    weights: Vec<usize>,
-    keys: Vec<String>,
-    changes_members: bool,
-    index: HashMap<String, i64>,
-}
-
-fn address(i: usize) -> String {
-    format!("10.{}.{}.{}:8888", i >> 16 & 255, i >> 8 & 255, i & 255)
-}
-
-impl Task {
-    pub fn new(algorithm: &str, weights: Vec<usize>, mut keys: Vec<String>) -> Self {
-        if keys.is_empty() {
-            keys.push(String::new());
-        }
-        let index = (0..=weights.len()).map(|i| (address(i), i as i64)).collect();
-        let changes_members = matches!(algorithm, "round_robin" | "random" | "consistent_hash");
-        Task { weights, keys, changes_members, index }
-    }
-
-    /// The weights, and as they are once one instance has changed.
-    fn lists(&self) -> [Vec<usize>; 2] {
-        let mut changed = self.weights.clone();
-        if self.changes_members {
-            changed.push(self.weights[0]);
-        } else {
-            let middle = changed.len() / 2;
-            changed[middle] += 1;
-        }
-        [self.weights.clone(), changed]
-    }
-
-    fn index_of(&self, address: Option<String>) -> i64 {
-        address.and_then(|one| self.index.get(&one).copied()).unwrap_or(-1)
-    }
-}
-
-/// The version of a backend, in its extensions.
-#[derive(Clone)]
-struct Version(u8);
-
+/// Backends with these weights. They are sorted by address, which is by index.
 fn backends(weights: &[usize]) -> BTreeSet<Backend> {
-    let made = weights.iter().enumerate().map(|(i, &weight)| {
-        let mut backend = Backend::new_with_weight(&address(i), weight).expect("an address");
-        backend.ext.insert(Version((i % 2) as u8));
-        backend
-    });
-    made.collect()
+    let backend = |(index, &weight): (usize, &usize)| {
+        Backend::new_with_weight(&address(index).to_string(), weight)
+            .expect("an address and a port are an address")
+    };
+    weights.iter().enumerate().map(backend).collect()
 }
 
-/// Discovery that has two lists beforehand and finds the one that is said to be there.
-struct Found {
-    lists: [BTreeSet<Backend>; 2],
-    at: Arc<AtomicUsize>,
+/// The same, those of an odd index of version 1, the others of version 0.
+fn backends_of_versions(weights: &[usize]) -> BTreeSet<Backend> {
+    let annotated = |(index, mut backend): (usize, Backend)| {
+        let version = if index % 2 == 1 { "1" } else { "0" };
+        backend.ext.insert(Version(version));
+        backend
+    };
+    let plain = backends(weights).into_iter();
+    plain.enumerate().map(annotated).collect()
+}
+
+/// Discovery that gives away the list that has come last.
+///
+/// `discover` has to give a set of its own. Here it is moved, so that no copy of it is in the
+/// time of a change; Pingora's own `discovery::Static` would make one.
+#[derive(Clone, Default)]
+struct Latest(Arc<Mutex<BTreeSet<Backend>>>);
+
+impl Latest {
+    fn has_come(&self, backends: BTreeSet<Backend>) {
+        *self.0.lock().expect("nobody panics with it") = backends;
+    }
 }
 
 #[async_trait]
-impl ServiceDiscovery for Found {
-    // The copy is what Pingora's own `Static` discovery makes too.
-    async fn discover(&self) -> pingora_error::Result<Discovered> {
-        Ok((self.lists[self.at.load(Relaxed)].clone(), HashMap::new()))
+impl ServiceDiscovery for Latest {
+    async fn discover(&self) -> pingora_error::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let mut latest = self.0.lock().expect("nobody panics with it");
+        Ok((std::mem::take(&mut *latest), HashMap::new()))
     }
 }
 
-type Discovered = (BTreeSet<Backend>, HashMap<u64, bool>);
-
-/// Run what never waits: it is done at the first poll.
-fn now<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => panic!("it waits"),
-    }
+/// A load balancer, and the discovery that it asks.
+struct Client<S: BackendSelection> {
+    balancer: LoadBalancer<S>,
+    latest: Latest,
 }
 
-/// What answers for one made picker.
-pub trait System {
-    fn run(&mut self, operation: &str, count: usize) -> Result<(), String>;
-    fn task(&self) -> &Task;
-    fn memory(&self, picks: usize) -> isize;
-    fn picks(&self, count: usize) -> Vec<i64>;
-    fn moved(&self) -> Result<(Vec<i64>, Vec<i64>), String>;
+impl<S> Client<S>
+where
+    S: BackendSelection + 'static,
+    S::Iter: BackendIter,
+{
+    fn new(backends: BTreeSet<Backend>) -> Self {
+        let latest = Latest::default();
+        let balancer = LoadBalancer::from_backends(Backends::new(Box::new(latest.clone())));
+        let client = Self { balancer, latest };
+        client.latest.has_come(backends);
+        client.update();
+        client
+    }
 
-    /// The loop of all operations, without one.
-    fn empty(&self, count: usize) {
-        let keys = &self.task().keys;
-        let mut at = 0;
-        for _ in 0..count {
-            black_box(black_box(&keys[at]).as_bytes());
-            at = if at + 1 == keys.len() { 0 } else { at + 1 };
+    /// Run `LoadBalancer::update`, which waits for nothing but discovery, and ours is ready at
+    /// once: polled one time it is done, and no executor is in the time.
+    fn update(&self) {
+        let update = pin!(self.balancer.update());
+        match update.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => result.expect("our discovery does not fail"),
+            Poll::Pending => unreachable!("our discovery does not wait"),
         }
     }
 }
 
-/// A `LoadBalancer`, and its kind of selection by itself.
-pub struct Balanced<S: BackendSelection> {
-    task: Task,
-    lists: [BTreeSet<Backend>; 2],
-    selection: Arc<S>,
-    calls: LoadBalancer<S>, // nobody changes it
-    changing: LoadBalancer<S>,
-    at: Arc<AtomicUsize>, // the list that `changing` has
+pub struct Pingora<S: BackendSelection> {
+    instances: Instances,
+    by_key: bool,
+    backends: BTreeSet<Backend>,
+    /// The selector of `pick`.
+    selector: Arc<S>,
+    /// The balancer of `call`, of `filtered` and of the changes: each is made when first needed.
+    calling: Option<Client<S>>,
+    filtering: Option<Client<S>>,
+    changing: Option<Client<S>>,
+    /// Whether the last change has made the list the changed one.
+    is_changed: bool,
 }
 
-fn balancer<S>(lists: &[BTreeSet<Backend>; 2]) -> (LoadBalancer<S>, Arc<AtomicUsize>)
+/// Something of the picked backend, for the sum.
+fn used(backend: Option<&Backend>) -> usize {
+    black_box(backend).map_or(0, |backend| backend.weight)
+}
+
+/// Who is picked, by number.
+fn found(backend: Option<&Backend>) -> i64 {
+    backend.map_or(-1, |backend| {
+        index(backend.as_inet().expect("backends have addresses of IP"))
+    })
+}
+
+impl<S> Pingora<S>
 where
     S: BackendSelection + 'static,
     S::Iter: BackendIter,
 {
-    let at = Arc::new(AtomicUsize::new(0));
-    let found = Found { lists: lists.clone(), at: at.clone() };
-    let made = LoadBalancer::from_backends(Backends::new(Box::new(found)));
-    now(made.update()).expect("an update");
-    (made, at)
-}
-
-impl<S> Balanced<S>
-where
-    S: BackendSelection + 'static,
-    S::Iter: BackendIter,
-{
-    pub fn new(task: Task) -> Self {
-        let lists = task.lists().map(|weights| backends(&weights));
-        let selection = Arc::new(S::build(&lists[0]));
-        let (calls, _) = balancer(&lists);
-        let (changing, at) = balancer(&lists);
-        Balanced { task, lists, selection, calls, changing, at }
-    }
-}
-
-/// The loop: once for each key in turn.
-fn each(keys: &[String], count: usize, mut operation: impl FnMut(&[u8])) {
-    let mut at = 0;
-    for _ in 0..count {
-        operation(black_box(&keys[at]).as_bytes());
-        at = if at + 1 == keys.len() { 0 } else { at + 1 };
-    }
-}
-
-impl<S> System for Balanced<S>
-where
-    S: BackendSelection + 'static,
-    S::Iter: BackendIter,
-{
-    fn task(&self) -> &Task {
-        &self.task
-    }
-
-    fn run(&mut self, operation: &str, count: usize) -> Result<(), String> {
-        let keys = &self.task.keys;
-        let (calls, changing, selection) = (&self.calls, &self.changing, &self.selection);
-        match operation {
-            // The selection alone, without what the balancer knows of health.
-            "pick" => each(keys, count, |key| {
-                black_box(selection.iter(key).next());
-            }),
-            "call" => each(keys, count, |key| {
-                black_box(calls.select(key, MOST_TRIED));
-            }),
-            "filtered" => each(keys, count, |key| {
-                black_box(calls.select_with(key, MOST_TRIED, |backend, is_healthy| {
-                    is_healthy && backend.ext.get::<Version>().is_some_and(|version| version.0 == 1)
-                }));
-            }),
-            "build" => each(keys, count, |_| {
-                black_box(S::build(&self.lists[0]));
-            }),
-            // There is one way to tell a balancer: it looks at discovery again.
-            "change" | "refresh" | "change_1000" => {
-                let picks = if operation == "change_1000" { BATCH } else { 1 };
-                each(keys, count, |key| {
-                    self.at.store(1 - self.at.load(Relaxed), Relaxed);
-                    now(changing.update()).expect("an update");
-                    for _ in 0..picks {
-                        black_box(changing.select(black_box(key), MOST_TRIED));
-                    }
-                });
-            }
-            _ => return Err(format!("pingora has no {operation}")),
+    pub fn new(instances: Instances, by_key: bool) -> Self {
+        let backends = backends(&instances.weights);
+        Self {
+            selector: Arc::new(S::build(&backends)),
+            backends,
+            instances,
+            by_key,
+            calling: None,
+            filtering: None,
+            changing: None,
+            is_changed: false,
         }
-        Ok(())
     }
 
-    fn memory(&self, picks: usize) -> isize {
-        counted::held(|| {
-            // Of the two lists one would be there anyway; the other is the bench's.
-            let made = balancer::<S>(&[self.lists[0].clone(), BTreeSet::new()]).0;
-            for k in 0..picks {
-                black_box(made.select(self.task.keys[k % self.task.keys.len()].as_bytes(), 1));
+    fn changes(&mut self, count: usize, picks: usize) -> Timing {
+        let Self {
+            backends: plain,
+            instances,
+            changing,
+            is_changed,
+            ..
+        } = self;
+        let lists = [plain.clone(), backends(&instances.changed())];
+        let client = changing.get_or_insert_with(|| Client::new(plain.clone()));
+        let prepare = || {
+            *is_changed = !*is_changed;
+            client
+                .latest
+                .has_come(lists[usize::from(*is_changed)].clone());
+        };
+        one_by_one(&instances.keys, count, prepare, |turn| {
+            client.update();
+            let some = turn.take(picks);
+            some.fold(0, |sum: usize, key| {
+                let picked = client
+                    .balancer
+                    .select(black_box(key.as_bytes()), MAX_ITERATIONS);
+                sum.wrapping_add(used(picked.as_ref()))
+            })
+        })
+    }
+
+    /// Whom each key finds, the keys once.
+    fn owners(&self, weights: &[usize]) -> Vec<i64> {
+        let selector = Arc::new(S::build(&backends(weights)));
+        let owner = |key: &String| found(selector.iter(key.as_bytes()).next());
+        self.instances.keys.iter().map(owner).collect()
+    }
+}
+
+impl<S> System for Pingora<S>
+where
+    S: BackendSelection + 'static,
+    S::Iter: BackendIter,
+{
+    fn time(&mut self, operation: Operation, count: usize) -> Result<Timing, String> {
+        let keys = &self.instances.keys;
+        let (plain, weights) = (&self.backends, &self.instances.weights);
+        Ok(match operation {
+            Operation::Pick => {
+                let selector = &self.selector;
+                in_a_loop(keys, count, |key| used(selector.iter(key).next()))
             }
-            made
+            Operation::Call => {
+                let new = || Client::new(plain.clone());
+                let balancer = &self.calling.get_or_insert_with(new).balancer;
+                in_a_loop(keys, count, |key| {
+                    used(balancer.select(key, MAX_ITERATIONS).as_ref())
+                })
+            }
+            Operation::Filtered => {
+                let new = || Client::new(backends_of_versions(weights));
+                let balancer = &self.filtering.get_or_insert_with(new).balancer;
+                let wanted = black_box(Version("1"));
+                let accept = |backend: &Backend, healthy: bool| {
+                    healthy && backend.ext.get::<Version>() == Some(&wanted)
+                };
+                in_a_loop(keys, count, |key| {
+                    used(balancer.select_with(key, MAX_ITERATIONS, accept).as_ref())
+                })
+            }
+            Operation::Build => in_a_loop(keys, count, |_key| {
+                black_box(&Arc::new(S::build(black_box(plain))));
+                1
+            }),
+            Operation::Change | Operation::Refresh => self.changes(count, 1),
+            Operation::Change1000 => self.changes(count, 1000),
+            Operation::Batch => return Err("pingora has no batch".into()),
         })
     }
 
     fn picks(&self, count: usize) -> Vec<i64> {
-        let fresh = Arc::new(S::build(&self.lists[0]));
-        let keys = self.task.keys.iter().cycle().take(count);
-        keys.map(|key| self.task.index_of(owner(&fresh, key))).collect()
+        let selector = Arc::new(S::build(&self.backends));
+        let keys = self.instances.keys.iter().cycle().take(count);
+        keys.map(|key| found(selector.iter(key.as_bytes()).next()))
+            .collect()
     }
 
-    fn moved(&self) -> Result<(Vec<i64>, Vec<i64>), String> {
-        let [before, added] = [0, 1].map(|which| {
-            let made = Arc::new(S::build(&self.lists[which]));
-            let keys = self.task.keys.iter();
-            keys.map(|key| self.task.index_of(owner(&made, key))).collect()
-        });
-        Ok((before, added))
-    }
-}
-
-fn owner<S>(selection: &Arc<S>, key: &str) -> Option<String>
-where
-    S: BackendSelection,
-    S::Iter: BackendIter,
-{
-    selection.iter(key.as_bytes()).next().map(|backend| backend.addr.to_string())
-}
-
-/// The ring that `Consistent` is made of, by itself: version 1, nginx's points.
-pub struct Ring {
-    task: Task,
-    lists: [Vec<Bucket>; 2],
-    ring: Continuum,
-    changed: Continuum,
-    at: usize, // the list that `changed` has
-}
-
-impl Ring {
-    pub fn new(task: Task) -> Self {
-        let lists = task.lists().map(|weights| {
-            let bucket = |(i, &weight): (usize, &usize)| {
-                Bucket::new(address(i).parse().expect("an address"), weight as u32)
-            };
-            weights.iter().enumerate().map(bucket).collect::<Vec<_>>()
-        });
-        let (ring, changed) = (Continuum::new(&lists[0]), Continuum::new(&lists[0]));
-        Ring { task, lists, ring, changed, at: 0 }
-    }
-
-    fn owners(&self, ring: &Continuum, count: usize) -> Vec<i64> {
-        let keys = self.task.keys.iter().cycle().take(count);
-        let owner = |key: &String| ring.node(key.as_bytes()).map(|one: SocketAddr| one.to_string());
-        keys.map(|key| self.task.index_of(owner(key))).collect()
-    }
-}
-
-impl System for Ring {
-    fn task(&self) -> &Task {
-        &self.task
-    }
-
-    fn run(&mut self, operation: &str, count: usize) -> Result<(), String> {
-        let keys = &self.task.keys;
-        match operation {
-            "pick" => each(keys, count, |key| {
-                black_box(self.ring.node(key));
-            }),
-            "build" => each(keys, count, |_| {
-                black_box(Continuum::new(black_box(&self.lists[0])));
-            }),
-            "change" | "refresh" | "change_1000" => {
-                let picks = if operation == "change_1000" { BATCH } else { 1 };
-                let (at, changed, lists) = (&mut self.at, &mut self.changed, &self.lists);
-                each(keys, count, |key| {
-                    *at = 1 - *at;
-                    *changed = Continuum::new(black_box(&lists[*at]));
-                    for _ in 0..picks {
-                        black_box(changed.node(black_box(key)));
-                    }
-                });
-            }
-            _ => return Err(format!("pingora ketama has no {operation}")),
+    fn moved(&self) -> Result<Moved, String> {
+        if !self.by_key {
+            return Err("keys move where instances are picked by key".into());
         }
-        Ok(())
+        Ok(Moved {
+            before: self.owners(&self.instances.weights),
+            added: self.owners(&self.instances.with_one_more()),
+        })
     }
 
-    fn memory(&self, _picks: usize) -> isize {
-        counted::held(|| Continuum::new(&self.lists[0]))
-    }
-
-    fn picks(&self, count: usize) -> Vec<i64> {
-        self.owners(&self.ring, count)
-    }
-
-    fn moved(&self) -> Result<(Vec<i64>, Vec<i64>), String> {
-        let n = self.task.keys.len();
-        Ok((self.owners(&self.ring, n), self.owners(&Continuum::new(&self.lists[1]), n)))
+    fn memory(&self, count: usize) -> i64 {
+        self.picks(1); // the generator of `Random` belongs to the thread, and is there from now on
+        allocation::held(|| {
+            let selector = Arc::new(S::build(&self.backends));
+            for key in self.instances.keys.iter().cycle().take(count) {
+                black_box(selector.iter(key.as_bytes()).next());
+            }
+            selector
+        })
     }
 }
