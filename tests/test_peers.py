@@ -208,8 +208,7 @@ def made_up(bench, kitex=20.0, missing=None):
     for n in (10, 100):
         for system, ns in (("rota", 7.0), ("rota C", 1.0), ("kitex", kitex)):
             row = measure.Row("random", n, "pick", system, ns, (ns, ns), rounds=9)
-            ours = [7.0, 7.0]
-            rows.append(measure.against(row, [ns, ns], ours))
+            rows.append(measure.against(row, [(ns, 7.0), (ns, 7.0)]))
     rows.append(measure.Row("random", 10, "memory", "rota", bytes=640))
     rows.append(measure.Row("random", 10, "pick", "pingora", note="it refuses"))
     schedule = quality.Schedule("random", 10, "rota", 100, 4.25, 3, False, "random")

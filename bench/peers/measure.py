@@ -5,17 +5,19 @@ process of its own and all on one processor, where one works while the others wa
 is timed in rounds: in each round each system once, in random order, so often that one timing
 takes SECONDS. What the empty loop takes, timed in the same round, is taken off. Against rota's
 time of the same round a system's gives a ratio; the median of the ratios and their quartiles
-are what is reported.
+are what is reported. Each timing waits for a quiet moment, and counts if it was one to its end
+(quiet.py), or longer than such moments are.
 
 Before the rounds everything is warm: whole periods of a schedule have been picked (or for
 LONGEST_WARM_UP seconds: then it is said), and the operation has been done to find out how often
 it fits into SECONDS.
 """
 
+import itertools
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import gcd
@@ -23,14 +25,19 @@ from typing import Any
 
 from bench.cases import keys, weights
 from bench.peers.processes import Peer, RefusedError
+from bench.peers.quiet import Probe
 
-SECONDS = 0.002  # one timing
-LONGEST_OPERATION = 3.0  # seconds for all rounds of an operation
+SECONDS = 0.001  # one timing
+LONGEST_OPERATION = 2.0  # seconds for all rounds of an operation
+LONGEST_WAIT = 3.0  # for the fewest of them, where somebody disturbs
+LONGEST_AGAIN = 12.0  # the same, of a pick, where there were not the fewest
+LONGEST_PAUSE = 0.02  # for a quiet moment
+LONGEST_MOMENT = 0.1  # that is quiet
 MOST_ROUNDS = 31
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS = 5
 LONGEST_WARM_UP = 60.0
 SLOWEST_CALIBRATED = 0.05  # seconds: what takes longer is timed one at a time
-LONGEST_BUILD = 12.0  # seconds: what takes longer to be made is not asked to change
+LONGEST_BUILD = 4.0  # seconds: what takes longer to be made is not asked to change
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 ALGORITHMS = (
@@ -45,6 +52,9 @@ ALGORITHMS = (
 OPERATIONS = ("pick", "call", "filtered", "batch", "build", "change", "change_1000", "refresh")
 EVEN = ("round_robin", "random", "p2c")
 KEYS = 1_024
+DISTURBED = "disturbed"  # too few moments were quiet: all count
+# Whose picks are others until a period has been gone through: they keep it, or meet its memory.
+WITH_PERIOD = ("rota", "rota C", "rota selector", "rota batch", "rota fill", "kitex", "pingora")
 
 # By peer, what systems it has of each algorithm.
 SYSTEMS: dict[str, dict[str, Sequence[str]]] = {
@@ -159,20 +169,26 @@ def rival_of(system: str, operation: str) -> str:
     return "rota selector" if system == "kratos" or operation == "filtered" else "rota"
 
 
-def against(row: Row, values: Sequence[float], ours: Sequence[float] | None) -> Row:
-    """Return the row with its ratio to the times of ours, round by round."""
-    pairs = zip(values, ours or (), strict=bool(ours))
+def against(row: Row, pairs: Sequence[tuple[float, float]]) -> Row:
+    """Return the row with its ratio, of pairs (its time, rota's time in the same round)."""
     ratios = [theirs / own for theirs, own in pairs if own > 0]
     if not ratios:
         return row
     return replace(row, ratio=statistics.median(ratios), ratio_quartiles=spread(ratios))
 
 
+def is_enough(rounds: Sequence[dict[str, float]], systems: Iterable[str]) -> bool:
+    """Return whether there are times enough of every system."""
+    return all(sum(system in one for one in rounds) >= FEWEST_ROUNDS for system in systems)
+
+
 class Group:
     """The systems of one algorithm, with n instances each, as they run."""
 
-    def __init__(self, algorithm: str, n: int, commands: dict[str, list[str]]) -> None:
-        self.algorithm, self.n = algorithm, n
+    def __init__(
+        self, algorithm: str, n: int, commands: dict[str, list[str]], probe: Probe
+    ) -> None:
+        self.algorithm, self.n, self.probe = algorithm, n, probe
         self.inputs = inputs(algorithm, n)
         self.order = random.Random(f"{algorithm} {n}")
         self.peers: dict[str, Peer] = {}
@@ -198,9 +214,7 @@ class Group:
     def _warm(self, system: str) -> None:
         """Go through a whole period, if that takes no longer than LONGEST_WARM_UP."""
         given = self.inputs["weights"]
-        left = 0
-        if self.algorithm.endswith("round_robin") and not self.inputs["keys"]:
-            left = sum(given) // gcd(*given) + 1
+        left = sum(given) // gcd(*given) + 1 if system in WITH_PERIOD else 0
         began = time.perf_counter()
         for operation in ("pick", "batch"):
             to_go, some = left, 1_000
@@ -243,21 +257,50 @@ class Group:
                 continue
         if not counts:
             return
-        samples: dict[str, list[float]] = {system: [] for system in counts}
-        began = time.perf_counter()
-        for k in range(MOST_ROUNDS):
-            if k >= FEWEST_ROUNDS and time.perf_counter() - began > LONGEST_OPERATION:
-                break
-            for system in self.order.sample(list(counts), len(counts)):
-                answer = self.peers[system].ask("time", operation=operation, count=counts[system])
-                ns = answer["ns"] - answer.get("empty_ns", 0)
-                samples[system].append(max(ns, 0) / counts[system])
-        for system, values in samples.items():
+        rounds, is_quiet = self._rounds(operation, counts, LONGEST_WAIT)
+        if not is_quiet and operation == "pick":
+            rounds, is_quiet = self._rounds(operation, counts, LONGEST_AGAIN)
+        disturbed = "" if is_quiet else DISTURBED
+        for system in counts:
+            values = [one[system] for one in rounds if system in one]
             row = Row(
                 self.algorithm, self.n, operation, system, statistics.median(values),
-                spread(values), rounds=len(values), note=self.notes.get(system, ""),
+                spread(values), rounds=len(values), note=self.notes.get(system, disturbed),
             )  # fmt: skip
-            yield against(row, values, samples.get(rival_of(system, operation)))
+            rival = rival_of(system, operation)
+            pairs = [(one[system], one[rival]) for one in rounds if system in one and rival in one]
+            yield against(row, pairs)
+
+    def _rounds(
+        self, operation: str, counts: dict[str, int], longest: float
+    ) -> tuple[list[dict[str, float]], bool]:
+        """Return the times by system, round by round, and whether all are of quiet moments."""
+        quiet: list[dict[str, float]] = []
+        disturbed: list[dict[str, float]] = []
+        began = time.perf_counter()
+        for k in itertools.count():
+            spent = time.perf_counter() - began
+            is_over = spent > longest
+            if k >= MOST_ROUNDS or spent > LONGEST_OPERATION:
+                is_over = is_over or is_enough(quiet, counts)
+            if is_over and k >= FEWEST_ROUNDS:
+                break
+            found: tuple[dict[str, float], dict[str, float]] = ({}, {})
+            for system in self.order.sample(list(counts), len(counts)):
+                until = time.perf_counter() + LONGEST_PAUSE
+                while not (is_quiet := self.probe.is_quiet()) and time.perf_counter() < until:
+                    pass
+                answer = self.peers[system].ask("time", operation=operation, count=counts[system])
+                # What is longer than any quiet moment is disturbed evenly.
+                is_long = answer["ns"] > LONGEST_MOMENT * 1e9
+                is_quiet = is_long or (is_quiet and self.probe.is_quiet())
+                ns = max(answer["ns"] - answer.get("empty_ns", 0), 0)
+                found[not is_quiet][system] = ns / counts[system]
+            quiet.append(found[0])
+            disturbed.append(found[0] | found[1])
+        if is_enough(quiet, counts):
+            return quiet, True
+        return disturbed, False
 
     def _calibrated(self, peer: Peer, operation: str) -> int:
         """Return how many operations take SECONDS; at least 1, for batches 1,000."""
@@ -287,12 +330,13 @@ def measured(
     commands: dict[str, list[str]], algorithms: Sequence[str], sizes: Sequence[int]
 ) -> Iterator[Row]:
     """Yield every row."""
-    for algorithm in algorithms:
-        for n in sizes:
-            with Group(algorithm, n, commands) as group:
-                for system, note in group.notes.items():
-                    if system not in group.peers:
-                        yield Row(algorithm, n, "pick", system, note=note)
-                for operation in OPERATIONS:
-                    yield from group.timed(operation)
-                yield from group.memory()
+    with Probe(commands) as probe:
+        for algorithm in algorithms:
+            for n in sizes:
+                with Group(algorithm, n, commands, probe) as group:
+                    for system, note in group.notes.items():
+                        if system not in group.peers:
+                            yield Row(algorithm, n, "pick", system, note=note)
+                    for operation in OPERATIONS:
+                        yield from group.timed(operation)
+                    yield from group.memory()

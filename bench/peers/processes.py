@@ -3,8 +3,9 @@
 import json
 import os
 import subprocess
-import threading
+from contextlib import suppress
 from pathlib import Path
+from select import select
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,23 +43,15 @@ class Peer:
         )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Return the answer; RefusedError where it is an error, RuntimeError where there is none.
-
-        What takes longer than TIMEOUT is ended.
-        """
-        process = self._process
+        """Return the answer; RefusedError where it is an error, RuntimeError for none."""
+        process, line = self._process, ""
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(TIMEOUT, process.kill)
-        timer.start()
-        try:
+        with suppress(BrokenPipeError):
             process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
+            if select([process.stdout], [], [], TIMEOUT)[0]:
+                line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"{process.args!r} ended, or took over {TIMEOUT:g} s, at {do}")
         answer: dict[str, Any] = json.loads(line)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.peers.measure import ALGORITHMS, SIZES, Row, rival_of
+from bench.peers.measure import ALGORITHMS, DISTURBED, SIZES, Row, rival_of
 from bench.peers.quality import Hash, Load, Schedule
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -138,9 +138,11 @@ CLAIMS = (
 
 
 def times(ours: Row, other: Row) -> float | None:
-    """Return how many times as fast rota is: by round, where both were timed together."""
+    """Return how many times as fast rota is: by round where rota's is what others are held to."""
     if not ours.ns or other.ns is None:
         return None
+    if ours.system == rival_of(other.system, other.operation) and other.ratio is not None:
+        return other.ratio
     return other.ns / ours.ns
 
 
@@ -151,7 +153,8 @@ def shortfall(run: Run, own: Row, other: Row, ratio: float) -> str:
     if floor and floor.ns:
         times.append(f"empty method {duration(floor.ns)}")
     where = f"{plain(own.algorithm)}, n = {own.n:,}"
-    return f"{where}: {number(ratio)} {TIMES} ({', '.join(times)})"
+    disturbed = "; disturbed" if DISTURBED in (own.note, other.note) else ""
+    return f"{where}: {number(ratio)} {TIMES} ({', '.join(times)}{disturbed})"
 
 
 def claimed(run: Run) -> Iterator[str]:
@@ -205,7 +208,7 @@ def cell(row: Row | None) -> str:
         return number(row.bytes / row.n)
     if row.ns is None:
         return ""
-    mark = "\\*" if row.note.startswith("cold") else ""
+    mark = {DISTURBED: "~"}.get(row.note, "\\*" if row.note else "")
     is_rival = row.system == rival_of(row.system, row.operation)
     if row.ratio is None or is_rival or row.ratio_quartiles is None:
         return duration(row.ns) + mark
@@ -320,7 +323,7 @@ def notes(run: Run) -> Iterator[str]:
     """Yield what is to be said of single systems, once each."""
     said: dict[str, list[str]] = {}
     for row in run.rows:
-        if row.note:
+        if row.note and row.note != DISTURBED:
             said.setdefault(f"{row.system}, {plain(row.algorithm)}, n = {row.n:,}: {row.note}", [])
     for note in said:
         yield f"- {note}"
