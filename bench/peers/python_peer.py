@@ -44,6 +44,7 @@ SERVICE = "service"
 BATCH = 1_000
 VIRTUAL_FACTOR = 160
 MOST_FOR_MEMORY = 100_000  # picks after which memory is looked at
+LONGEST_FOR_MEMORY = 5_000_000_000  # ns of picks, if that is sooner
 LIBRARIES = ("mmh3", "numpy", "pymemcache", "roundrobin", "uhashring")
 
 PICKERS = {
@@ -253,9 +254,11 @@ class System:
         keys = list(itertools.islice(itertools.cycle(self.task.keys or [""]), turns))
 
         def make() -> Any:
-            made = self.make()
+            made, began = self.make(), perf_counter_ns()
             for key in keys:
                 self.pick_with(made, key)
+                if perf_counter_ns() - began > LONGEST_FOR_MEMORY:
+                    break
             return made
 
         return bytes_held(make)

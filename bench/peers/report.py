@@ -117,8 +117,9 @@ CLAIMS = (
         1.0,
         lambda run: pairs(run, "rota", KITEX, "pick", ALGORITHMS),
         "An evenly random pick is one draw and one look-up: in Go that takes about as long as "
-        "Python takes to call an empty compiled method, before anything is done. From C rota's "
-        "is faster.",
+        "Python takes to call an empty compiled method, before anything is done. With 10,000 "
+        "instances and more a pick from Python counts a reference of an object that is in no near "
+        "cache, where Go hands on a pointer. The claim above is without either.",
     ),
     Claim(
         "A filtered p2c select and done at n = 1,000 is 50 times as fast as Kratos'",
