@@ -46,10 +46,12 @@ def taken(arguments: argparse.Namespace) -> Run:
     commands, missing = build.built()
     for peer, why in missing.items():
         print(f"the peer in {peer} is missing: {why}", file=sys.stderr)
-    algorithms = arguments.algorithms
+    print("what the picks are worth", file=sys.stderr, flush=True)
+    schedules = list(quality.schedules(commands))
+    hashes, loads = list(quality.hashes(commands)), list(quality.loads(commands))
     sizes = measure.SIZES[:3] if arguments.quick else measure.SIZES
     rows = []
-    for row in measure.measured(commands, algorithms, sizes):
+    for row in measure.measured(commands, arguments.algorithms, sizes):
         rows.append(row)
         said = row.note
         if row.ns is not None:
@@ -60,11 +62,7 @@ def taken(arguments: argparse.Namespace) -> Run:
             f"{row.algorithm}, n = {row.n:,}, {row.operation}, {row.system}: {said}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    print("what the picks are worth", file=sys.stderr, flush=True)
-    return Run(
-        on, described(commands), missing, rows, list(quality.schedules(commands)),
-        list(quality.hashes(commands)), list(quality.loads(commands)),
-    )  # fmt: skip
+    return Run(on, described(commands), missing, rows, schedules, hashes, loads)
 
 
 def rounded(value: Any) -> Any:

@@ -28,16 +28,16 @@ from bench.peers.processes import Peer, RefusedError
 from bench.peers.quiet import Probe
 
 SECONDS = 0.001  # one timing
-LONGEST_OPERATION = 2.0  # seconds for all rounds of an operation
-LONGEST_WAIT = 3.0  # for the fewest of them, where somebody disturbs
-LONGEST_AGAIN = 12.0  # the same, of a pick, where there were not the fewest
+LONGEST_OPERATION = 1.0  # seconds for all rounds of an operation
+LONGEST_WAIT = 2.0  # for the fewest of them, where somebody disturbs
+LONGEST_AGAIN = 6.0  # the same, of a pick, where there were not the fewest
 LONGEST_PAUSE = 0.02  # for a quiet moment
 LONGEST_MOMENT = 0.1  # that is quiet
 MOST_ROUNDS = 31
 FEWEST_ROUNDS = 5
-LONGEST_WARM_UP = 60.0
+LONGEST_WARM_UP = 40.0
 SLOWEST_CALIBRATED = 0.05  # seconds: what takes longer is timed one at a time
-LONGEST_BUILD = 4.0  # seconds: what takes longer to be made is not asked to change
+LONGEST_BUILD = 3.0  # seconds: what takes longer to be made is not asked to change
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 ALGORITHMS = (
