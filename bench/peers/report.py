@@ -177,6 +177,21 @@ def claimed(run: Run) -> Iterator[str]:
         yield f"| {claim.what} | {number(least)} {TIMES} | {holds} | {said} |"
 
 
+def slower(run: Run) -> Iterator[str]:
+    """Yield where an original is faster than the rota it is held against, worst first."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in run.rows:
+        if row.system in ORIGINALS and row.ratio is not None and row.ratio < 1:
+            found.setdefault((row.operation, row.system, row.algorithm), []).append(row)
+    yield from head("operation", "faster than rota", "algorithm", "n", "least ratio")
+    for (operation, system, algorithm), rows in sorted(
+        found.items(), key=lambda item: min(row.ratio or 0 for row in item[1])
+    ):
+        sizes = "; ".join(f"{row.n:,}" for row in rows)
+        least = number(min(row.ratio or 0 for row in rows))
+        yield f"| {operation} | {system} | {plain(algorithm)} | {sizes} | {least} {TIMES} |"
+
+
 # -- numbers ------------------------------------------------------------------------------
 
 
@@ -294,6 +309,7 @@ def page(run: Run, template: str) -> str:
     """Return the page: the template with its marks, `{{name}}`, filled."""
     parts: dict[str, Iterator[str]] = {
         "claims": claimed(run),
+        "slower": slower(run),
         "machine": (f"- {key}: {value}" for key, value in run.machine.items()),
         "systems": (f"- {key}: {value}" for key, value in run.systems.items()),
         "missing": missing(run),
