@@ -246,8 +246,9 @@ def test_a_claim_that_does_not_hold_is_said_with_its_reason(bench):
 def test_who_is_missing_is_named(bench, monkeypatch, tmp_path):
     report, build = bench("bench.peers.report"), bench("bench.peers.build")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "USUAL", ())
     for name in ("go", "rust"):
-        with pytest.raises(build.UnavailableError, match=r"on the PATH: install"):
+        with pytest.raises(build.UnavailableError, match=r"here: install"):
             build.PEERS[name]()
     page = list(report.missing(made_up(bench, missing={"go": "no go on the PATH"})))
     assert page == ["- **The peer in go is missing**: no go on the PATH"]

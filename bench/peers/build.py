@@ -16,6 +16,7 @@ from bench.extension import compiled
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / ".built"
+USUAL = ("/usr/local/go/bin", str(Path.home() / ".cargo" / "bin"))
 FROM_C, FLOOR = FOLDER / "from_c.pyx", FOLDER.parent / "floor.pyx"
 
 
@@ -24,10 +25,13 @@ class UnavailableError(Exception):
 
 
 def tool(name: str, package: str) -> str:
-    """Return the path of a program; `package` says what to install where it is missing."""
-    path = shutil.which(name)
+    """Return the path of a program; `package` says what to install where it is missing.
+
+    It is looked for on the PATH and where Go's and Rust's own installers put it.
+    """
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *USUAL]))
     if path is None:
-        raise UnavailableError(f"no {name} on the PATH: install {package}")
+        raise UnavailableError(f"no {name} here: install {package}")
     return path
 
 
